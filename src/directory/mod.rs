@@ -1,0 +1,124 @@
+//! People, zones and who may be where. Reads come from a replica in memory that is validated against
+//! the database after the read arrived; writes go through the store. Knows no engine.
+
+pub mod cursor;
+pub mod dict;
+pub mod geometry;
+pub mod replica;
+pub mod routes;
+pub mod store;
+pub mod sync;
+mod types;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use cursor::Cursor;
+pub use replica::Snapshot;
+pub use store::DirectoryStore;
+pub use types::{
+    Command, NAME_CHARACTERS, NewUser, NewZone, Outcome, Refusal, User, UserPatch, WriteError, Zone, ZonePatch,
+};
+
+use crate::config::DirectoryConfig;
+use crate::lifecycle::Lifecycle;
+use crate::store_error::StoreError;
+use crate::telemetry::health::HealthBoard;
+use crate::telemetry::metrics::Metrics;
+
+/// The directory of one service. Cheap to clone.
+#[derive(Clone)]
+pub struct Directory {
+    store: Arc<dyn DirectoryStore>,
+    barrier: sync::Barrier,
+    lifecycle: Lifecycle,
+}
+
+/// A snapshot that a read may be answered from.
+#[derive(Clone)]
+pub struct View {
+    pub snapshot: Arc<Snapshot>,
+    /// `None`: validated after the read arrived. Else how old it is at most; the answer is marked.
+    pub stale: Option<Duration>,
+}
+
+/// What changed after a client's token.
+#[derive(Debug, Clone)]
+pub struct DictDelta {
+    pub version: Cursor,
+    /// The token could not be followed: `set` is the whole map.
+    pub reset: bool,
+    /// Ascending by global id.
+    pub set: Vec<(i64, Box<str>)>,
+    pub deleted: Vec<i64>,
+}
+
+impl Directory {
+    /// Starts the barrier task; the first load begins at once and start-up does not wait for it.
+    pub fn start(
+        store: Arc<dyn DirectoryStore>,
+        config: &DirectoryConfig,
+        lifecycle: &Lifecycle,
+        metrics: Arc<Metrics>,
+        health: HealthBoard,
+    ) -> Self {
+        let barrier = sync::Barrier::start(store.clone(), config, lifecycle, metrics, health);
+        Self { store, barrier, lifecycle: lifecycle.clone() }
+    }
+
+    /// A view that contains every write acknowledged before this call, whoever made it.
+    /// One database round trip, shared by all who wait.
+    pub async fn read(&self) -> Result<View, StoreError> {
+        self.barrier.read().await
+    }
+
+    /// The newest snapshot at hand, unvalidated; `None` before the first load.
+    pub fn find_latest(&self) -> Option<Arc<Snapshot>> {
+        self.barrier.find_latest()
+    }
+
+    /// Follows the snapshots as they are published (the newest only), validated or not.
+    pub fn follow(&self) -> tokio::sync::watch::Receiver<Option<Arc<Snapshot>>> {
+        self.barrier.follow()
+    }
+
+    /// Keeps the replica fresh without readers while the guard lives: validates at least once per
+    /// tick of the adaptive poll. Followers (long polls, streams, the mirror) hold one.
+    pub fn keep_fresh(&self) -> sync::FreshGuard {
+        self.barrier.keep_fresh()
+    }
+
+    /// Carries out a command. Finished even when the caller goes away.
+    pub async fn write(&self, command: Command) -> Result<Outcome, WriteError> {
+        let store = self.store.clone();
+        match self.lifecycle.spawn_work(async move { store.write(command).await }).await {
+            Ok(outcome) => outcome,
+            Err(join) => Err(StoreError::unavailable("database", join).into()),
+        }
+    }
+
+    /// What changed between `since` and a view that contains all writes acknowledged before this call.
+    /// O(changes) where the token is known, else the whole map.
+    pub async fn dict_delta(&self, since: Option<&Cursor>) -> Result<DictDelta, StoreError> {
+        self.barrier.dict_delta(since).await
+    }
+
+    /// The dict as the database holds it, past the replica.
+    pub async fn read_users_dict_uncached(&self) -> Result<std::collections::BTreeMap<i64, String>, StoreError> {
+        self.store.read_users_dict().await
+    }
+
+    /// Loads the replica anew; answers when it is there.
+    pub async fn rebuild(&self) -> Result<(), StoreError> {
+        self.barrier.rebuild().await
+    }
+
+    /// For `/cache/stats`.
+    pub fn stats(&self) -> sync::Stats {
+        self.barrier.stats()
+    }
+
+    pub fn store(&self) -> &Arc<dyn DirectoryStore> {
+        &self.store
+    }
+}

@@ -1,0 +1,1 @@
+//! Request parts, checked; every fault in FastAPI’s shape.

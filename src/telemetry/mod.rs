@@ -1,0 +1,5 @@
+//! What operators see of a running service: logs, metrics, and the state of each dependency.
+
+pub mod health;
+pub mod logging;
+pub mod metrics;

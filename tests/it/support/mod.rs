@@ -1,0 +1,6 @@
+//! What tests stand on: the real servers where they are there, the real service in this process, a
+//! network that can fail.
+
+pub mod app;
+pub mod backends;
+pub mod proxy;
