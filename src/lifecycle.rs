@@ -1,10 +1,12 @@
 //! Start and stop of one service: the root of cancellation, and the rule that a dead task is a dead
 //! process. Owns no sockets and knows no feature; ten services in one process each have their own.
 //!
-//! Stopping has three steps, each a token that tasks wait on:
+//! Stopping has four steps, each a token that tasks wait on:
 //! 1. [`Lifecycle::settling`]: not ready any more, connections still accepted (a balancer notices);
 //! 2. [`Lifecycle::draining`]: nothing new is accepted, streams say goodbye, consumers stop;
-//! 3. [`Lifecycle::aborting`]: the drain time is over or a second signal came: drop everything.
+//! 3. [`Lifecycle::closing`]: all requests and work are done: what they depended on (storage, the
+//!    barrier, ingest) flushes and closes;
+//! 4. [`Lifecycle::aborting`]: the drain time is over or a second signal came: drop everything.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -23,6 +25,7 @@ pub struct Lifecycle {
 struct Inner {
     settling: CancellationToken,
     draining: CancellationToken,
+    closing: CancellationToken,
     aborting: CancellationToken,
     /// Tasks that live as long as the service.
     services: TaskTracker,
@@ -51,6 +54,7 @@ impl Lifecycle {
             inner: Arc::new(Inner {
                 settling: CancellationToken::new(),
                 draining: CancellationToken::new(),
+                closing: CancellationToken::new(),
                 aborting: CancellationToken::new(),
                 services: TaskTracker::new(),
                 work: TaskTracker::new(),
@@ -65,6 +69,10 @@ impl Lifecycle {
 
     pub fn draining(&self) -> &CancellationToken {
         &self.inner.draining
+    }
+
+    pub fn closing(&self) -> &CancellationToken {
+        &self.inner.closing
     }
 
     pub fn aborting(&self) -> &CancellationToken {
@@ -113,6 +121,7 @@ impl Lifecycle {
     pub fn abort(&self) {
         self.inner.settling.cancel();
         self.inner.draining.cancel();
+        self.inner.closing.cancel();
         self.inner.aborting.cancel();
     }
 
@@ -132,6 +141,7 @@ impl Lifecycle {
         self.inner.services.close();
         let all_done = async {
             self.inner.work.wait().await;
+            self.inner.closing.cancel();
             self.inner.services.wait().await;
         };
         tokio::select! {
@@ -143,6 +153,7 @@ impl Lifecycle {
                 "drain time is over, {} tasks are dropped", self.inner.work.len() + self.inner.services.len()
             ),
         }
+        self.inner.closing.cancel();
         self.inner.aborting.cancel();
         match self.inner.failure.lock().take() {
             Some(failure) => Err(failure),

@@ -4,6 +4,7 @@
 pub mod cursor;
 pub mod dict;
 pub mod geometry;
+mod history;
 pub mod replica;
 pub mod routes;
 pub mod store;
