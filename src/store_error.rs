@@ -39,6 +39,18 @@ impl StoreError {
         Self::Corrupt { dependency, detail: detail.into() }
     }
 
+    /// The same failure for another one who waited for it; the causes stand in its text.
+    pub fn repeat(&self) -> Self {
+        match self {
+            Self::Unavailable { dependency, detail, .. } => Self::unavailable_because(dependency, detail.clone()),
+            Self::Deadline { dependency, operation, limit_ms } => {
+                Self::Deadline { dependency, operation, limit_ms: *limit_ms }
+            }
+            Self::Conflict { dependency, operation } => Self::Conflict { dependency, operation },
+            Self::Corrupt { dependency, detail } => Self::corrupt(dependency, detail.clone()),
+        }
+    }
+
     /// The dependency's name as it is told to clients and operators.
     pub fn dependency(&self) -> &'static str {
         match self {

@@ -1,6 +1,7 @@
 //! People, zones and who may be where. Reads come from a replica in memory that is validated against
 //! the database after the read arrived; writes go through the store. Knows no engine.
 
+mod audit;
 pub mod cursor;
 pub mod dict;
 pub mod geometry;
@@ -21,10 +22,11 @@ pub use types::{
     Command, NAME_CHARACTERS, NewUser, NewZone, Outcome, Refusal, User, UserPatch, WriteError, Zone, ZonePatch,
 };
 
+use tokio_util::sync::CancellationToken;
+
 use crate::config::DirectoryConfig;
 use crate::lifecycle::Lifecycle;
 use crate::store_error::StoreError;
-use crate::telemetry::health::HealthBoard;
 use crate::telemetry::metrics::Metrics;
 
 /// The directory of one service. Cheap to clone.
@@ -39,6 +41,8 @@ pub struct Directory {
 #[derive(Clone)]
 pub struct View {
     pub snapshot: Arc<Snapshot>,
+    /// The moment up to which the snapshot's content is known to hold; its own cursor or later.
+    pub cursor: Arc<Cursor>,
     /// `None`: validated after the read arrived. Else how old it is at most; the answer is marked.
     pub stale: Option<Duration>,
 }
@@ -54,6 +58,32 @@ pub struct DictDelta {
     pub deleted: Vec<i64>,
 }
 
+impl DictDelta {
+    /// The whole map, for a client whose token cannot be followed.
+    fn whole(snapshot: &Snapshot) -> Self {
+        let set = snapshot.dict_entries().map(|(global_id, name)| (global_id, name.into())).collect();
+        Self { version: snapshot.cursor().clone(), reset: true, set, deleted: Vec::new() }
+    }
+
+    /// The snapshot's entries of `ids`, which are all that changed after `since`. Ascending.
+    fn of(snapshot: &Snapshot, since: &Cursor, ids: Vec<i64>) -> Self {
+        let version = if since.is_within(snapshot.cursor()) { snapshot.cursor() } else { since };
+        let (mut set, mut deleted) = (Vec::new(), Vec::new());
+        for global_id in ids {
+            match snapshot.find_user_by_global_id(global_id) {
+                Some(user) => set.push((global_id, user.name.clone())),
+                None => deleted.push(global_id),
+            }
+        }
+        Self { version: version.clone(), reset: false, set, deleted }
+    }
+
+    /// `None`: the snapshot does not remember that far back, or the token is not of its past.
+    fn remembered(snapshot: &Snapshot, validated: &Cursor, since: &Cursor) -> Option<Self> {
+        Some(Self::of(snapshot, since, snapshot.find_dict_changes(since, validated)?))
+    }
+}
+
 impl Directory {
     /// Starts the barrier task; the first load begins at once and start-up does not wait for it.
     pub fn start(
@@ -61,10 +91,11 @@ impl Directory {
         config: &DirectoryConfig,
         lifecycle: &Lifecycle,
         metrics: Arc<Metrics>,
-        health: HealthBoard,
     ) -> Self {
-        let barrier = sync::Barrier::start(store.clone(), config, lifecycle, metrics, health);
-        Self { store, barrier, lifecycle: lifecycle.clone() }
+        let barrier = sync::Barrier::start(store.clone(), config, lifecycle, metrics.clone());
+        let directory = Self { store, barrier, lifecycle: lifecycle.clone() };
+        lifecycle.spawn_service("directory audit", audit::run(directory.clone(), metrics));
+        directory
     }
 
     /// A view that contains every write acknowledged before this call, whoever made it.
@@ -93,7 +124,10 @@ impl Directory {
     pub async fn write(&self, command: Command) -> Result<Outcome, WriteError> {
         let store = self.store.clone();
         match self.lifecycle.spawn_work(async move { store.write(command).await }).await {
-            Ok(outcome) => outcome,
+            Ok(outcome) => {
+                self.barrier.nudge();
+                outcome
+            }
             Err(join) => Err(StoreError::unavailable("database", join).into()),
         }
     }
@@ -102,6 +136,21 @@ impl Directory {
     /// O(changes) where the token is known, else the whole map.
     pub async fn dict_delta(&self, since: Option<&Cursor>) -> Result<DictDelta, StoreError> {
         self.barrier.dict_delta(since).await
+    }
+
+    /// What changed between `since` and a snapshot at hand, for followers who were just handed it.
+    /// Asks the database only where the snapshot does not remember.
+    pub async fn dict_delta_at(&self, snapshot: &Snapshot, since: Option<&Cursor>) -> Result<DictDelta, StoreError> {
+        let Some(since) = since else { return Ok(DictDelta::whole(snapshot)) };
+        match DictDelta::remembered(snapshot, snapshot.cursor(), since) {
+            Some(delta) => Ok(delta),
+            None => self.dict_delta(Some(since)).await,
+        }
+    }
+
+    /// Fires when streams and long polls are to end.
+    pub fn draining(&self) -> CancellationToken {
+        self.lifecycle.draining().clone()
     }
 
     /// The dict as the database holds it, past the replica.

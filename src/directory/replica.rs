@@ -211,9 +211,10 @@ impl Snapshot {
     }
 
     /// The ids whose entry in the dict changed after `since`, as far as this snapshot remembers:
-    /// ascending, each once, maybe some that did not change. `None`: ask the store.
-    pub fn find_dict_changes(&self, since: &Cursor) -> Option<Vec<i64>> {
-        since.is_within(&self.cursor).then(|| self.history.find_changes(since))?
+    /// ascending, each once, maybe some that did not change. `None`: ask the store. `validated`: the
+    /// moment up to which this content is known to hold, [`Self::cursor`] or later.
+    pub fn find_dict_changes(&self, since: &Cursor, validated: &Cursor) -> Option<Vec<i64>> {
+        since.is_within(validated).then(|| self.history.find_changes(since))?
     }
 
     /// Estimated memory.
