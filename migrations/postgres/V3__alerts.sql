@@ -1,0 +1,104 @@
+-- The alert log: dense numbers in commit order, each alert once, positions moved with the rows.
+
+CREATE TABLE alert (
+    seq bigint PRIMARY KEY,
+    received_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    occurred_at timestamptz,
+    source text NOT NULL,
+    zone_id text COLLATE "C",
+    user_id text COLLATE "C",
+    status text COLLATE "C",
+    camera_id text COLLATE "C",
+    user_name text,
+    event_id text COLLATE "C",
+    -- The object as it came. Not jsonb: that loses key order and number spelling.
+    body text NOT NULL
+);
+CREATE UNIQUE INDEX alert_event ON alert (event_id) WHERE event_id IS NOT NULL;
+CREATE INDEX alert_by_zone ON alert (zone_id, seq) WHERE zone_id IS NOT NULL;
+CREATE INDEX alert_by_user ON alert (user_id, seq) WHERE user_id IS NOT NULL;
+CREATE INDEX alert_by_status ON alert (status, seq) WHERE status IS NOT NULL;
+CREATE INDEX alert_by_camera ON alert (camera_id, seq) WHERE camera_id IS NOT NULL;
+CREATE INDEX alert_by_time ON alert (occurred_at, seq) WHERE occurred_at IS NOT NULL;
+
+-- The head: locked by every append until its commit, which is what makes seq commit-ordered.
+CREATE TABLE alert_log (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    last_seq bigint NOT NULL
+);
+INSERT INTO alert_log (last_seq) VALUES (0);
+
+CREATE TABLE kafka_offset (
+    topic text COLLATE "C" NOT NULL,
+    "partition" integer NOT NULL,
+    epoch bigint NOT NULL,
+    next bigint,
+    PRIMARY KEY (topic, "partition")
+);
+
+CREATE TABLE dead_letter (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    received_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    topic text NOT NULL,
+    "partition" integer NOT NULL,
+    "offset" bigint NOT NULL,
+    reason text NOT NULL,
+    size bigint NOT NULL,
+    raw bytea NOT NULL
+);
+
+-- Appends a batch. A function, because the duplicates of an event_id are looked up with a snapshot
+-- that is taken after the head is locked. fenced: ordinals of the advances that somebody else's
+-- claim made void; then nothing was done. seqs: one for each alert, null for a duplicate.
+CREATE FUNCTION append_alerts(
+    bodies text[], occurred timestamptz[], sources text[], zones text[], users text[], statuses text[],
+    cameras text[], names text[], events text[],
+    letter_topics text[], letter_partitions integer[], letter_offsets bigint[], letter_reasons text[],
+    letter_sizes bigint[], letter_raws bytea[],
+    advance_topics text[], advance_partitions integer[], advance_epochs bigint[], advance_expected bigint[],
+    advance_next bigint[],
+    OUT seqs bigint[], OUT fenced bigint[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+    last bigint;
+    count bigint;
+BEGIN
+    SELECT last_seq INTO STRICT last FROM alert_log FOR UPDATE;
+    PERFORM 1 FROM kafka_offset AS k
+        JOIN unnest(advance_topics, advance_partitions) AS a(topic, "partition") USING (topic, "partition")
+        ORDER BY topic, "partition" FOR UPDATE OF k;
+    SELECT array_agg(a.ordinal) INTO fenced
+        FROM unnest(advance_topics, advance_partitions, advance_epochs, advance_expected)
+            WITH ORDINALITY AS a(topic, "partition", epoch, expected, ordinal)
+        LEFT JOIN kafka_offset AS k USING (topic, "partition")
+        WHERE k.epoch IS NULL OR k.epoch <> a.epoch OR k.next IS DISTINCT FROM a.expected;
+    IF fenced IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    UPDATE kafka_offset AS k SET next = a.next
+        FROM unnest(advance_topics, advance_partitions, advance_next) AS a(topic, "partition", next)
+        WHERE (k.topic, k."partition") = (a.topic, a."partition");
+
+    INSERT INTO dead_letter (topic, "partition", "offset", reason, size, raw)
+        SELECT * FROM unnest(letter_topics, letter_partitions, letter_offsets, letter_reasons, letter_sizes, letter_raws);
+
+    WITH incoming AS (
+        SELECT *, row_number() OVER (PARTITION BY event_id ORDER BY ordinal) AS occurrence
+        FROM unnest(bodies, occurred, sources, zones, users, statuses, cameras, names, events) WITH ORDINALITY
+            AS i(body, occurred_at, source, zone_id, user_id, status, camera_id, user_name, event_id, ordinal)
+    ), numbered AS (
+        SELECT *, last + row_number() OVER (ORDER BY ordinal) AS seq FROM incoming AS i
+        WHERE event_id IS NULL
+            OR (occurrence = 1 AND NOT EXISTS (SELECT 1 FROM alert AS a WHERE a.event_id = i.event_id))
+    ), inserted AS (
+        INSERT INTO alert (seq, occurred_at, source, zone_id, user_id, status, camera_id, user_name, event_id, body)
+        SELECT seq, occurred_at, source, zone_id, user_id, status, camera_id, user_name, event_id, body
+        FROM numbered ORDER BY seq
+    )
+    SELECT array_agg(n.seq ORDER BY i.ordinal), count(n.seq) INTO seqs, count
+        FROM incoming AS i LEFT JOIN numbered AS n USING (ordinal);
+    IF count > 0 THEN
+        UPDATE alert_log SET last_seq = last + count;
+    END IF;
+END $$;

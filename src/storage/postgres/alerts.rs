@@ -1,0 +1,278 @@
+//! `AlertLog` over SQL: appends are one call of `append_alerts` (see the migration), reads are plain
+//! statements over the indexes.
+
+use async_trait::async_trait;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{GenericClient, Row};
+
+use super::codec::Time;
+use super::pool::{Pool, WorkError};
+use crate::alerts::AlertLog;
+use crate::alerts::log::AppendError;
+use crate::alerts::types::{
+    AlertColumns, AlertQuery, AppendBatch, Appended, DeadLetter, Direction, NewAlert, PartitionAdvance, PartitionClaim,
+    StoredAlert,
+};
+use crate::store_error::StoreError;
+
+pub struct PostgresAlertLog {
+    pool: Pool,
+}
+
+impl PostgresAlertLog {
+    pub fn new(pool: Pool) -> Self {
+        Self { pool }
+    }
+}
+
+#[async_trait]
+impl AlertLog for PostgresAlertLog {
+    async fn append(&self, batch: &AppendBatch) -> Result<Appended, AppendError> {
+        let appending = self.pool.run("append_alerts", move |mut lease| async move {
+            let client = lease.client()?;
+            let statement = client.prepare_cached(APPEND).await?;
+            let appended = append(&***client, &statement, batch).await?;
+            Ok((lease, appended))
+        });
+        appending.await?.map_err(|fenced| {
+            let advances = fenced.iter().filter_map(|ordinal| usize::try_from(*ordinal - 1).ok());
+            AppendError::Fenced(advances.filter_map(|index| batch.advances.get(index).cloned()).collect())
+        })
+    }
+
+    async fn list_alerts(&self, query: &AlertQuery) -> Result<Vec<StoredAlert>, StoreError> {
+        let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::new();
+        let mut conditions = Vec::new();
+        let (bound, order): (&i64, _) = match &query.direction {
+            Direction::After(after) => (after, "ASC"),
+            Direction::Before(before) => (before, "DESC"),
+        };
+        parameters.push(bound);
+        conditions.push(format!("seq {} $1", if order == "ASC" { ">" } else { "<" }));
+        let filter = &query.filter;
+        let fields = [
+            ("zone_id", &filter.zone_ids),
+            ("user_id", &filter.user_ids),
+            ("status", &filter.statuses),
+            ("camera_id", &filter.camera_ids),
+        ];
+        for (column, values) in fields {
+            match values.as_slice() {
+                [] => {}
+                // One value reads its index in the order of seq; the planner knows that of `=` only.
+                [value] => {
+                    parameters.push(value);
+                    conditions.push(format!("{column} = ${}", parameters.len()));
+                }
+                _ => {
+                    parameters.push(values);
+                    conditions.push(format!("{column} = ANY (${})", parameters.len()));
+                }
+            }
+        }
+        let (from, to) = (query.from.map(Time), query.to.map(Time));
+        for (operator, time) in [(">=", &from), ("<", &to)] {
+            if let Some(time) = time {
+                parameters.push(time);
+                conditions.push(format!("occurred_at {operator} ${}", parameters.len()));
+            }
+        }
+        let sql = format!(
+            "SELECT seq, received_at, occurred_at, source, zone_id, user_id, status, camera_id, user_name, body \
+             FROM alert WHERE {} ORDER BY seq {order} LIMIT {}",
+            conditions.join(" AND "),
+            query.limit
+        );
+        let (sql, parameters) = (&sql, &parameters);
+        self.pool
+            .run("list_alerts", move |mut lease| async move {
+                let client = lease.client()?;
+                let statement = client.prepare_cached(sql).await?;
+                let rows = client.query(&statement, parameters).await?;
+                Ok((lease, rows.iter().map(stored_alert).collect::<Result<_, _>>()?))
+            })
+            .await
+    }
+
+    async fn last_seq(&self) -> Result<i64, StoreError> {
+        self.pool
+            .run("last_seq", move |mut lease| async move {
+                let client = lease.client()?;
+                let statement = client.prepare_cached("SELECT last_seq FROM alert_log").await?;
+                let row = client.query_one(&statement, &[]).await?;
+                Ok((lease, row.try_get(0)?))
+            })
+            .await
+    }
+
+    async fn claim_partition(&self, topic: &str, partition: i32) -> Result<PartitionClaim, StoreError> {
+        self.pool
+            .run("claim_partition", move |mut lease| async move {
+                let client = lease.client()?;
+                let sql = r#"INSERT INTO kafka_offset AS k (topic, "partition", epoch) VALUES ($1, $2, 1)
+                    ON CONFLICT (topic, "partition") DO UPDATE SET epoch = k.epoch + 1 RETURNING epoch, next"#;
+                let statement = client.prepare_cached(sql).await?;
+                let row = client.query_one(&statement, &[&topic, &partition]).await?;
+                Ok((lease, PartitionClaim { epoch: row.try_get(0)?, next: row.try_get(1)? }))
+            })
+            .await
+    }
+
+    async fn list_positions(&self) -> Result<Vec<(String, i32, PartitionClaim)>, StoreError> {
+        self.pool
+            .run("list_positions", move |mut lease| async move {
+                let client = lease.client()?;
+                let sql = r#"SELECT topic, "partition", epoch, next FROM kafka_offset ORDER BY topic, "partition""#;
+                let statement = client.prepare_cached(sql).await?;
+                let rows = client.query(&statement, &[]).await?;
+                let position = |row: &Row| {
+                    let claim = PartitionClaim { epoch: row.try_get(2)?, next: row.try_get(3)? };
+                    Ok((row.try_get(0)?, row.try_get(1)?, claim))
+                };
+                Ok((lease, rows.iter().map(position).collect::<Result<_, tokio_postgres::Error>>()?))
+            })
+            .await
+    }
+
+    async fn list_dead_letters(&self, after: i64, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
+        self.pool
+            .run("list_dead_letters", move |mut lease| async move {
+                let client = lease.client()?;
+                let sql = format!("{DEAD_LETTERS} WHERE id > $1 ORDER BY id LIMIT $2");
+                let statement = client.prepare_cached(&sql).await?;
+                let rows = client.query(&statement, &[&after, &i64::from(limit)]).await?;
+                Ok((lease, rows.iter().map(dead_letter).collect::<Result<_, _>>()?))
+            })
+            .await
+    }
+
+    async fn find_dead_letter(&self, id: i64) -> Result<Option<DeadLetter>, StoreError> {
+        self.pool
+            .run("find_dead_letter", move |mut lease| async move {
+                let client = lease.client()?;
+                let statement = client.prepare_cached(&format!("{DEAD_LETTERS} WHERE id = $1")).await?;
+                let row = client.query_opt(&statement, &[&id]).await?;
+                Ok((lease, row.as_ref().map(dead_letter).transpose()?))
+            })
+            .await
+    }
+
+    async fn resolve_dead_letter(&self, id: i64, alert: &NewAlert) -> Result<Option<Option<i64>>, StoreError> {
+        let batch = &AppendBatch { alerts: vec![alert.clone()], ..AppendBatch::default() };
+        self.pool
+            .run("resolve_dead_letter", move |mut lease| async move {
+                let client = lease.client()?;
+                let transaction = client.transaction().await?;
+                let deleted = transaction.execute("DELETE FROM dead_letter WHERE id = $1", &[&id]).await?;
+                if deleted == 0 {
+                    transaction.commit().await?;
+                    return Ok((lease, None));
+                }
+                let statement = transaction.prepare_cached(APPEND).await?;
+                let appended = append(&*transaction, &statement, batch).await?;
+                transaction.commit().await?;
+                let seq = appended.ok().and_then(|appended| appended.seqs.first().copied().flatten());
+                Ok((lease, Some(seq)))
+            })
+            .await
+    }
+}
+
+const APPEND: &str = "SELECT seqs, fenced FROM append_alerts($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
+                      $14, $15, $16, $17, $18, $19, $20)";
+
+const DEAD_LETTERS: &str =
+    r#"SELECT id, received_at, topic, "partition", "offset", reason, size, raw FROM dead_letter"#;
+
+/// The inner error: ordinals, from 1, of the advances that are void.
+async fn append(
+    client: &impl GenericClient,
+    statement: &tokio_postgres::Statement,
+    batch: &AppendBatch,
+) -> Result<Result<Appended, Vec<i64>>, WorkError> {
+    let alerts = &batch.alerts;
+    let column = |field: fn(&AlertColumns) -> &Option<Box<str>>| -> Vec<Option<&str>> {
+        alerts.iter().map(|new| field(&new.alert.columns).as_deref()).collect()
+    };
+    let bodies = alerts.iter().map(|new| std::str::from_utf8(&new.alert.body)).collect::<Result<Vec<_>, _>>();
+    let bodies = bodies.map_err(|error| StoreError::corrupt("database", format!("an alert's text: {error}")))?;
+    let occurred: Vec<Option<Time>> = alerts.iter().map(|new| new.alert.occurred_at.map(Time)).collect();
+    let sources: Vec<String> = alerts.iter().map(|new| new.source.to_string()).collect();
+    let zones = column(|columns| &columns.zone_id);
+    let users = column(|columns| &columns.user_id);
+    let statuses = column(|columns| &columns.status);
+    let cameras = column(|columns| &columns.camera_id);
+    let names: Vec<Option<&str>> = alerts.iter().map(|new| new.alert.user_name.as_deref()).collect();
+    let events: Vec<Option<&str>> = alerts.iter().map(|new| new.alert.event_id.as_deref()).collect();
+
+    let letters = &batch.dead_letters;
+    let letter_topics: Vec<&str> = letters.iter().map(|letter| &*letter.topic).collect();
+    let letter_partitions: Vec<i32> = letters.iter().map(|letter| letter.partition).collect();
+    let letter_offsets: Vec<i64> = letters.iter().map(|letter| letter.offset).collect();
+    let letter_reasons: Vec<&str> = letters.iter().map(|letter| &*letter.reason).collect();
+    let letter_sizes: Vec<i64> = letters.iter().map(|letter| i64::try_from(letter.size).unwrap_or(i64::MAX)).collect();
+    let letter_raws: Vec<&[u8]> = letters.iter().map(|letter| &*letter.raw).collect();
+
+    let advances: &[PartitionAdvance] = &batch.advances;
+    let topics: Vec<&str> = advances.iter().map(|advance| &*advance.topic).collect();
+    let partitions: Vec<i32> = advances.iter().map(|advance| advance.partition).collect();
+    let epochs: Vec<i64> = advances.iter().map(|advance| advance.epoch).collect();
+    let expected: Vec<Option<i64>> = advances.iter().map(|advance| advance.expected_next).collect();
+    let next: Vec<i64> = advances.iter().map(|advance| advance.next).collect();
+
+    let parameters: [&(dyn ToSql + Sync); 20] = [
+        &bodies,
+        &occurred,
+        &sources,
+        &zones,
+        &users,
+        &statuses,
+        &cameras,
+        &names,
+        &events,
+        &letter_topics,
+        &letter_partitions,
+        &letter_offsets,
+        &letter_reasons,
+        &letter_sizes,
+        &letter_raws,
+        &topics,
+        &partitions,
+        &epochs,
+        &expected,
+        &next,
+    ];
+    let row = client.query_one(statement, &parameters).await?;
+    let fenced: Option<Vec<i64>> = row.try_get(1)?;
+    if let Some(fenced) = fenced {
+        return Ok(Err(fenced));
+    }
+    let seqs: Option<Vec<Option<i64>>> = row.try_get(0)?;
+    Ok(Ok(Appended { seqs: seqs.unwrap_or_default() }))
+}
+
+fn stored_alert(row: &Row) -> Result<StoredAlert, tokio_postgres::Error> {
+    let text = |index: usize| row.try_get::<_, Option<&str>>(index).map(|value| value.map(Box::from));
+    Ok(StoredAlert {
+        seq: row.try_get(0)?,
+        received_at: row.try_get::<_, Time>(1)?.0,
+        occurred_at: row.try_get::<_, Option<Time>>(2)?.map(|time| time.0),
+        source: row.try_get(3)?,
+        columns: AlertColumns { zone_id: text(4)?, user_id: text(5)?, status: text(6)?, camera_id: text(7)? },
+        user_name: row.try_get(8)?,
+        body: row.try_get::<_, String>(9)?.into(),
+    })
+}
+
+fn dead_letter(row: &Row) -> Result<DeadLetter, tokio_postgres::Error> {
+    Ok(DeadLetter {
+        id: row.try_get(0)?,
+        received_at: row.try_get::<_, Time>(1)?.0,
+        topic: row.try_get(2)?,
+        partition: row.try_get(3)?,
+        offset: row.try_get(4)?,
+        reason: row.try_get(5)?,
+        size: u64::try_from(row.try_get::<_, i64>(6)?).unwrap_or(0),
+        raw: row.try_get::<_, Vec<u8>>(7)?.into(),
+    })
+}

@@ -1,0 +1,332 @@
+//! `DirectoryStore` over SQL. Each command is one transaction: what it needs is locked (zones before
+//! the user, as the deletion of a zone does), refusals are decided before anything is changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use deadpool_postgres::{Object, Transaction};
+use tokio_postgres::Row;
+
+use super::codec::Time;
+use super::feed::Feed;
+use super::pool::{Pool, WorkError};
+use super::tls::Endpoint;
+use crate::directory::geometry::check_polygon;
+use crate::directory::store::{DirectoryFeed, DirectoryStore};
+use crate::directory::{Command, NewUser, NewZone, Outcome, Refusal, User, UserPatch, WriteError, Zone, ZonePatch};
+use crate::store_error::StoreError;
+
+pub struct PostgresDirectory {
+    pool: Pool,
+    endpoint: Endpoint,
+    limit: std::time::Duration,
+}
+
+type Verdict = Result<Outcome, Refusal>;
+
+impl PostgresDirectory {
+    pub fn new(pool: Pool, endpoint: Endpoint, limit: std::time::Duration) -> Self {
+        Self { pool, endpoint, limit }
+    }
+}
+
+#[async_trait]
+impl DirectoryStore for PostgresDirectory {
+    async fn write(&self, command: Command) -> Result<Outcome, WriteError> {
+        let command = &command;
+        let verdict = self
+            .pool
+            .run("directory_write", move |mut lease| async move {
+                let verdict = carry_out(lease.client()?, command).await?;
+                Ok((lease, verdict))
+            })
+            .await?;
+        Ok(verdict?)
+    }
+
+    async fn write_all(&self, commands: Vec<Command>) -> Result<Vec<Verdict>, StoreError> {
+        let commands = &commands;
+        self.pool
+            .run("directory_write_all", move |mut lease| async move {
+                let client = lease.client()?;
+                let transaction = client.transaction().await?;
+                let mut verdicts = Vec::with_capacity(commands.len());
+                for command in commands {
+                    verdicts.push(apply(&transaction, command).await?);
+                }
+                transaction.commit().await?;
+                Ok((lease, verdicts))
+            })
+            .await
+    }
+
+    async fn read_users_dict(&self) -> Result<BTreeMap<i64, String>, StoreError> {
+        self.pool
+            .run("read_users_dict", move |mut lease| async move {
+                let client = lease.client()?;
+                let statement = client.prepare_cached(r#"SELECT global_id, name FROM "user""#).await?;
+                let rows = client.query(&statement, &[]).await?;
+                let entries = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+                Ok((lease, entries.collect::<Result<_, tokio_postgres::Error>>()?))
+            })
+            .await
+    }
+
+    async fn open_feed(&self) -> Result<Arc<dyn DirectoryFeed>, StoreError> {
+        // The pool's obstacle is the feed's too: before the migration there is nothing to follow.
+        self.pool.run("open_feed", move |lease| async move { Ok((lease, ())) }).await?;
+        Ok(Arc::new(Feed::open(&self.endpoint, self.limit).await?))
+    }
+}
+
+async fn carry_out(client: &mut Object, command: &Command) -> Result<Verdict, WorkError> {
+    let transaction = client.transaction().await?;
+    let verdict = apply(&transaction, command).await?;
+    transaction.commit().await?;
+    Ok(verdict)
+}
+
+async fn apply(transaction: &Transaction<'_>, command: &Command) -> Result<Verdict, WorkError> {
+    match command {
+        Command::CreateUser(user) => create_user(transaction, user).await,
+        Command::UpdateUser { id, patch } => update_user(transaction, *id, patch).await,
+        Command::DeleteUser { id } => {
+            let deleted = execute(transaction, r#"DELETE FROM "user" WHERE id = $1"#, &[id]).await?;
+            Ok(if deleted > 0 { Ok(Outcome::Deleted) } else { Err(Refusal::UserNotFound { id: *id }) })
+        }
+        Command::AssignZones { id, zone_ids } => assign_zones(transaction, *id, zone_ids).await,
+        Command::AddZone { id, zone_id } => add_zone(transaction, *id, zone_id).await,
+        Command::RemoveZone { id, zone_id } => remove_zone(transaction, *id, zone_id).await,
+        Command::CreateZone(zone) => create_zone(transaction, zone).await,
+        Command::UpdateZone { zone_id, patch } => update_zone(transaction, zone_id, patch).await,
+        Command::DeleteZone { zone_id } => {
+            let deleted = execute(transaction, "DELETE FROM working_zone WHERE zone_id = $1", &[zone_id]).await?;
+            Ok(if deleted > 0 { Ok(Outcome::Deleted) } else { Err(zone_not_found(zone_id)) })
+        }
+    }
+}
+
+async fn create_user(transaction: &Transaction<'_>, user: &NewUser) -> Result<Verdict, WorkError> {
+    let unknown = lock_zones(transaction, &user.zone_ids).await?;
+    if !unknown.is_empty() {
+        return Ok(Err(Refusal::UnknownZones { zone_ids: unknown }));
+    }
+    let sql = r#"INSERT INTO "user" (global_id, name) VALUES ($1, $2) ON CONFLICT (global_id) DO NOTHING RETURNING id"#;
+    let statement = transaction.prepare_cached(sql).await?;
+    let Some(row) = transaction.query_opt(&statement, &[&user.global_id, &user.name]).await? else {
+        return Ok(Err(Refusal::UserExists { global_id: user.global_id }));
+    };
+    let id: i64 = row.try_get(0)?;
+    put_assignments(transaction, id, &user.zone_ids).await?;
+    get_user(transaction, id).await.map(|user| user.map(Outcome::User))
+}
+
+async fn update_user(transaction: &Transaction<'_>, id: i64, patch: &UserPatch) -> Result<Verdict, WorkError> {
+    let wanted = patch.zone_ids.as_deref().unwrap_or_default();
+    let unknown = lock_zones(transaction, wanted).await?;
+    let user = match lock_user(transaction, id).await? {
+        Ok(user) => user,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    if !unknown.is_empty() {
+        return Ok(Err(Refusal::UnknownZones { zone_ids: unknown }));
+    }
+    if let Some(name) = patch.name.as_ref().filter(|name| ***name != *user.name) {
+        execute(transaction, r#"UPDATE "user" SET name = $2 WHERE id = $1"#, &[&id, name]).await?;
+    }
+    if patch.zone_ids.is_some() && !is_same(&user.zone_ids, wanted) {
+        replace_assignments(transaction, id, wanted).await?;
+    }
+    get_user(transaction, id).await.map(|user| user.map(Outcome::User))
+}
+
+async fn assign_zones(transaction: &Transaction<'_>, id: i64, zone_ids: &[String]) -> Result<Verdict, WorkError> {
+    let unknown = lock_zones(transaction, zone_ids).await?;
+    let user = match lock_user(transaction, id).await? {
+        Ok(user) => user,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    if !unknown.is_empty() {
+        return Ok(Err(Refusal::UnknownZones { zone_ids: unknown }));
+    }
+    let changed = !is_same(&user.zone_ids, zone_ids);
+    if changed {
+        replace_assignments(transaction, id, zone_ids).await?;
+    }
+    assignments(transaction, id, changed).await
+}
+
+async fn add_zone(transaction: &Transaction<'_>, id: i64, zone_id: &String) -> Result<Verdict, WorkError> {
+    let unknown = lock_zones(transaction, std::slice::from_ref(zone_id)).await?;
+    if let Err(refusal) = lock_user(transaction, id).await? {
+        return Ok(Err(refusal));
+    }
+    if !unknown.is_empty() {
+        return Ok(Err(zone_not_found(zone_id)));
+    }
+    let sql = "INSERT INTO user_zone_association (user_id, zone_id) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+    let added = execute(transaction, sql, &[&id, zone_id]).await?;
+    assignments(transaction, id, added > 0).await
+}
+
+async fn remove_zone(transaction: &Transaction<'_>, id: i64, zone_id: &String) -> Result<Verdict, WorkError> {
+    if let Err(refusal) = lock_user(transaction, id).await? {
+        return Ok(Err(refusal));
+    }
+    let sql = "DELETE FROM user_zone_association WHERE user_id = $1 AND zone_id = $2";
+    let removed = execute(transaction, sql, &[&id, zone_id]).await?;
+    assignments(transaction, id, removed > 0).await
+}
+
+async fn create_zone(transaction: &Transaction<'_>, zone: &NewZone) -> Result<Verdict, WorkError> {
+    let sql = "INSERT INTO working_zone (zone_id, zone_name, x1, y1, x2, y2, x3, y3, x4, y4) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (zone_id) DO NOTHING";
+    let [[x1, y1], [x2, y2], [x3, y3], [x4, y4]] = &zone.corners;
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 10] =
+        [&zone.zone_id, &zone.zone_name, x1, y1, x2, y2, x3, y3, x4, y4];
+    if execute(transaction, sql, &parameters).await? == 0 {
+        return Ok(Err(Refusal::ZoneExists { zone_id: zone.zone_id.clone() }));
+    }
+    get_zone(transaction, &zone.zone_id).await.map(|zone| zone.map(Outcome::Zone))
+}
+
+async fn update_zone(transaction: &Transaction<'_>, zone_id: &String, patch: &ZonePatch) -> Result<Verdict, WorkError> {
+    let locked =
+        execute(transaction, "SELECT FROM working_zone WHERE zone_id = $1 FOR NO KEY UPDATE", &[zone_id]).await?;
+    if locked == 0 {
+        return Ok(Err(zone_not_found(zone_id)));
+    }
+    let zone = match get_zone(transaction, zone_id).await? {
+        Ok(zone) => zone,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let name = patch.zone_name.as_deref().unwrap_or(&zone.zone_name);
+    let mut corners = zone.corners;
+    for (corner, wanted) in corners.iter_mut().flatten().zip(patch.corners.iter().flatten()) {
+        *corner = wanted.unwrap_or(*corner);
+    }
+    if corners == zone.corners && name == &*zone.zone_name {
+        return Ok(Ok(Outcome::Zone(zone)));
+    }
+    if corners != zone.corners
+        && let Err(fault) = check_polygon(&corners)
+    {
+        return Ok(Err(Refusal::InvalidPolygon(fault)));
+    }
+    let sql = "UPDATE working_zone SET zone_name = $2, x1 = $3, y1 = $4, x2 = $5, y2 = $6, x3 = $7, y3 = $8, x4 = $9, \
+               y4 = $10 WHERE zone_id = $1";
+    let [[x1, y1], [x2, y2], [x3, y3], [x4, y4]] = &corners;
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 10] = [zone_id, &name, x1, y1, x2, y2, x3, y3, x4, y4];
+    execute(transaction, sql, &parameters).await?;
+    get_zone(transaction, zone_id).await.map(|zone| zone.map(Outcome::Zone))
+}
+
+/// Keeps the zones from being deleted until the commit; answers those that do not exist.
+async fn lock_zones(transaction: &Transaction<'_>, zone_ids: &[String]) -> Result<Vec<String>, WorkError> {
+    if zone_ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql = "SELECT zone_id FROM working_zone WHERE zone_id = ANY($1) ORDER BY zone_id FOR KEY SHARE";
+    let statement = transaction.prepare_cached(sql).await?;
+    let rows = transaction.query(&statement, &[&zone_ids]).await?;
+    let known: BTreeSet<&str> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    Ok(zone_ids.iter().filter(|zone_id| !known.contains(zone_id.as_str())).cloned().collect())
+}
+
+/// The user as it is once nobody else can change it. Two statements: the second one's snapshot is
+/// younger than the lock, so it sees what the previous holder committed.
+async fn lock_user(transaction: &Transaction<'_>, id: i64) -> Result<Result<User, Refusal>, WorkError> {
+    let locked = execute(transaction, r#"SELECT FROM "user" WHERE id = $1 FOR NO KEY UPDATE"#, &[&id]).await?;
+    if locked == 0 {
+        return Ok(Err(Refusal::UserNotFound { id }));
+    }
+    get_user(transaction, id).await
+}
+
+async fn get_user(transaction: &Transaction<'_>, id: i64) -> Result<Result<User, Refusal>, WorkError> {
+    let sql = r#"SELECT u.id, u.global_id, u.name, u.created_at, u.updated_at, ARRAY(
+                     SELECT a.zone_id FROM user_zone_association AS a WHERE a.user_id = u.id ORDER BY a.position, a.zone_id
+                 ) FROM "user" AS u WHERE u.id = $1"#;
+    let statement = transaction.prepare_cached(sql).await?;
+    match transaction.query_opt(&statement, &[&id]).await? {
+        Some(row) => Ok(Ok(user_of(&row)?)),
+        None => Ok(Err(Refusal::UserNotFound { id })),
+    }
+}
+
+fn user_of(row: &Row) -> Result<User, tokio_postgres::Error> {
+    let zone_ids: Vec<&str> = row.try_get(5)?;
+    Ok(User {
+        id: row.try_get(0)?,
+        global_id: row.try_get(1)?,
+        name: row.try_get::<_, &str>(2)?.into(),
+        zone_ids: zone_ids.into_iter().map(Arc::from).collect(),
+        created_at: row.try_get::<_, Time>(3)?.0,
+        updated_at: row.try_get::<_, Option<Time>>(4)?.map(|time| time.0),
+    })
+}
+
+async fn get_zone(transaction: &Transaction<'_>, zone_id: &String) -> Result<Result<Zone, Refusal>, WorkError> {
+    let sql = "SELECT zone_id, zone_name, created_at, updated_at, x1, y1, x2, y2, x3, y3, x4, y4 \
+               FROM working_zone WHERE zone_id = $1";
+    let statement = transaction.prepare_cached(sql).await?;
+    match transaction.query_opt(&statement, &[zone_id]).await? {
+        Some(row) => Ok(Ok(zone_of(&row)?)),
+        None => Ok(Err(zone_not_found(zone_id))),
+    }
+}
+
+/// From the columns zone_id, zone_name, created_at, updated_at, x1 … y4.
+pub fn zone_of(row: &Row) -> Result<Zone, tokio_postgres::Error> {
+    let mut corners = [[0.0; 2]; 4];
+    for (index, coordinate) in corners.iter_mut().flatten().enumerate() {
+        *coordinate = row.try_get(4 + index)?;
+    }
+    Ok(Zone {
+        zone_id: row.try_get::<_, &str>(0)?.into(),
+        zone_name: row.try_get::<_, &str>(1)?.into(),
+        corners,
+        created_at: row.try_get::<_, Time>(2)?.0,
+        updated_at: row.try_get::<_, Option<Time>>(3)?.map(|time| time.0),
+    })
+}
+
+async fn replace_assignments(transaction: &Transaction<'_>, id: i64, zone_ids: &[String]) -> Result<(), WorkError> {
+    let sql = "DELETE FROM user_zone_association WHERE user_id = $1 AND zone_id <> ALL ($2)";
+    execute(transaction, sql, &[&id, &zone_ids]).await?;
+    put_assignments(transaction, id, zone_ids).await
+}
+
+/// Those that stay keep the time they were made and take their new place.
+async fn put_assignments(transaction: &Transaction<'_>, id: i64, zone_ids: &[String]) -> Result<(), WorkError> {
+    if !zone_ids.is_empty() {
+        let sql = "INSERT INTO user_zone_association (user_id, zone_id) \
+                   SELECT $1, zone_id FROM unnest($2::text[]) WITH ORDINALITY AS wanted(zone_id, place) ORDER BY place \
+                   ON CONFLICT (user_id, zone_id) DO UPDATE SET position = excluded.position";
+        execute(transaction, sql, &[&id, &zone_ids]).await?;
+    }
+    Ok(())
+}
+
+async fn assignments(transaction: &Transaction<'_>, id: i64, changed: bool) -> Result<Verdict, WorkError> {
+    let user = get_user(transaction, id).await?;
+    Ok(user.map(|user| Outcome::Assignments { zone_ids: user.zone_ids.into_vec(), changed }))
+}
+
+async fn execute(
+    transaction: &Transaction<'_>,
+    sql: &str,
+    parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+) -> Result<u64, WorkError> {
+    let statement = transaction.prepare_cached(sql).await?;
+    Ok(transaction.execute(&statement, parameters).await?)
+}
+
+fn is_same(present: &[Arc<str>], wanted: &[String]) -> bool {
+    present.iter().map(AsRef::as_ref).eq(wanted.iter().map(String::as_str))
+}
+
+fn zone_not_found(zone_id: &str) -> Refusal {
+    Refusal::ZoneNotFound { zone_id: zone_id.to_owned() }
+}

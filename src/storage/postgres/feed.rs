@@ -1,0 +1,296 @@
+//! `DirectoryFeed` over one pipelined connection: what became visible after a snapshot, from the
+//! change log, together with the rows as they are now, in one statement and so at one moment.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::TryStreamExt;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row, Statement};
+
+use super::codec::Time;
+use super::directory::zone_of;
+use super::error::{DEPENDENCY, translate};
+use super::tls::Endpoint;
+use crate::directory::store::{Changes, DirectoryFeed, Loaded, Progress, ResetReason};
+use crate::directory::{Cursor, User, Zone};
+use crate::store_error::StoreError;
+
+/// More changed keys than this are loaded together with everything else.
+const MAX_KEYS: i64 = 50_000;
+
+/// Did any transaction end at all? The cheapest question there is.
+const LOOK: &str = "SELECT pg_current_snapshot()::text";
+
+/// $1: the cursor's xmax, $2: its running transactions, $3: its epoch, $4: `MAX_KEYS`.
+/// The first row (kind 0) is the moment itself; users are kind 1, zones kind 2. All of it is one
+/// statement, so it has one snapshot, the one that `pg_current_snapshot()` names.
+const CHANGES: &str = r#"
+WITH epoch AS (
+    SELECT born, floor FROM directory_epoch WHERE home = directory_home()
+), log AS MATERIALIZED (
+    SELECT user_id, zone_id FROM directory_change
+    WHERE (xid >= $1::text::xid8 OR xid = ANY ($2::text[]::xid8[])) AND (SELECT born FROM epoch) = $3
+    LIMIT $4 + 1
+), users AS (
+    SELECT DISTINCT user_id FROM log WHERE user_id IS NOT NULL AND (SELECT count(*) FROM log) <= $4
+), zones AS (
+    SELECT DISTINCT zone_id FROM log WHERE zone_id IS NOT NULL AND (SELECT count(*) FROM log) <= $4
+)
+SELECT 0 AS kind, pg_current_snapshot()::text AS key, NULL AS name, NULL::timestamptz AS created_at,
+    NULL::timestamptz AS updated_at, NULL::float8 AS x1, NULL::float8 AS y1, NULL::float8 AS x2, NULL::float8 AS y2,
+    NULL::float8 AS x3, NULL::float8 AS y3, NULL::float8 AS x4, NULL::float8 AS y4,
+    (SELECT born FROM epoch) AS id, (SELECT count(*) FROM log) AS global_id,
+    ARRAY[(SELECT floor::text FROM epoch)] AS zone_ids,
+    EXISTS (SELECT FROM log WHERE user_id IS NULL AND zone_id IS NULL) AS flag
+UNION ALL
+SELECT 1, NULL, u.name, u.created_at, u.updated_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+    users.user_id, u.global_id,
+    ARRAY(SELECT a.zone_id FROM user_zone_association AS a WHERE a.user_id = u.id ORDER BY a.position, a.zone_id),
+    u.id IS NOT NULL
+FROM users LEFT JOIN "user" AS u ON u.id = users.user_id
+UNION ALL
+SELECT 2, zones.zone_id, z.zone_name, z.created_at, z.updated_at, z.x1, z.y1, z.x2, z.y2, z.x3, z.y3, z.x4, z.y4,
+    NULL, NULL, NULL, z.zone_id IS NOT NULL
+FROM zones LEFT JOIN working_zone AS z ON z.zone_id = zones.zone_id
+"#;
+
+/// $1: xmax, $2: running, $3: epoch, $4: xmin. No row: the log cannot tell.
+const CHANGED_IDS: &str = "
+SELECT ARRAY(
+    SELECT DISTINCT global_id FROM directory_change
+    WHERE (xid >= $1::text::xid8 OR xid = ANY ($2::text[]::xid8[])) AND global_id IS NOT NULL ORDER BY global_id
+), EXISTS (
+    SELECT FROM directory_change
+    WHERE (xid >= $1::text::xid8 OR xid = ANY ($2::text[]::xid8[])) AND user_id IS NULL AND zone_id IS NULL
+)
+FROM directory_epoch WHERE home = directory_home() AND born = $3 AND floor <= $4::text::xid8";
+
+pub struct Feed {
+    endpoint: Endpoint,
+    client: Client,
+    look: Statement,
+    changes: Statement,
+    changed_ids: Statement,
+    limit: Duration,
+    /// Whether the last look found that something had moved: then the look is not worth its trip.
+    moving: AtomicBool,
+}
+
+impl Feed {
+    pub async fn open(endpoint: &Endpoint, limit: Duration) -> Result<Self, StoreError> {
+        let client = endpoint.connect().await?;
+        let opening = async {
+            client.execute("SELECT directory_ensure_epoch()", &[]).await?;
+            let look = client.prepare(LOOK).await?;
+            let changes = client.prepare(CHANGES).await?;
+            let changed_ids = client.prepare(CHANGED_IDS).await?;
+            Ok((look, changes, changed_ids))
+        };
+        let (look, changes, changed_ids) = within(limit, "open_feed", opening).await?;
+        Ok(Self {
+            endpoint: endpoint.clone(),
+            client,
+            look,
+            changes,
+            changed_ids,
+            limit,
+            moving: AtomicBool::new(true),
+        })
+    }
+}
+
+#[async_trait]
+impl DirectoryFeed for Feed {
+    /// On a connection of its own, so that validations do not queue behind it.
+    async fn load(&self) -> Result<Loaded, StoreError> {
+        let mut client = self.endpoint.connect().await?;
+        read_everything(&mut client).await.map_err(|error| translate("load_directory", 0, error))?
+    }
+
+    async fn changes_since(&self, cursor: &Cursor) -> Result<Progress, StoreError> {
+        within(self.limit, "changes_since", async {
+            if !self.moving.load(Ordering::Relaxed) {
+                let row = self.client.query_one(&self.look, &[]).await?;
+                if is_snapshot(row.try_get(0)?, cursor) {
+                    return Ok(Ok(Progress::Unchanged(cursor.clone())));
+                }
+            }
+            let xip: Vec<String> = cursor.xip.iter().map(u64::to_string).collect();
+            let parameters: [&(dyn ToSql + Sync); 4] = [&cursor.xmax.to_string(), &xip, &cursor.epoch, &MAX_KEYS];
+            let rows = self.client.query(&self.changes, &parameters).await?;
+            let progress = progress_of(&rows, cursor)?;
+            if let Ok(Progress::Unchanged(after) | Progress::Changed(Changes { cursor: after, .. })) = &progress {
+                self.moving.store(after != cursor, Ordering::Relaxed);
+            }
+            Ok(progress)
+        })
+        .await?
+    }
+
+    async fn changed_users_since(&self, cursor: &Cursor) -> Result<Option<Vec<i64>>, StoreError> {
+        let xip: Vec<String> = cursor.xip.iter().map(u64::to_string).collect();
+        within(self.limit, "changed_users_since", async {
+            let parameters: [&(dyn ToSql + Sync); 4] =
+                [&cursor.xmax.to_string(), &xip, &cursor.epoch, &cursor.xmin.to_string()];
+            let Some(row) = self.client.query_opt(&self.changed_ids, &parameters).await? else { return Ok(None) };
+            let everything: bool = row.try_get(1)?;
+            Ok(if everything { None } else { Some(row.try_get(0)?) })
+        })
+        .await
+    }
+}
+
+fn progress_of(rows: &[Row], before: &Cursor) -> Result<Result<Progress, StoreError>, tokio_postgres::Error> {
+    let Some(moment) = rows.iter().find(|row| matches!(row.try_get::<_, i32>(0), Ok(0))) else {
+        return Ok(Err(StoreError::corrupt(DEPENDENCY, "the change log answered without its moment")));
+    };
+    let epoch: Option<i64> = moment.try_get(13)?;
+    if epoch != Some(before.epoch) {
+        return Ok(Ok(Progress::Reset(ResetReason::Epoch)));
+    }
+    let Some(cursor) = parse_snapshot(moment.try_get(1)?, before.epoch) else {
+        return Ok(Err(StoreError::corrupt(DEPENDENCY, "pg_current_snapshot() is not of the form xmin:xmax:list")));
+    };
+    let floor: Vec<Option<&str>> = moment.try_get(15)?;
+    let floor = floor.first().copied().flatten().and_then(|floor| floor.parse::<u64>().ok());
+    if floor.is_none_or(|floor| before.xmin < floor) {
+        return Ok(Ok(Progress::Reset(ResetReason::Trimmed)));
+    }
+    let (keys, everything): (i64, bool) = (moment.try_get(14)?, moment.try_get(16)?);
+    if everything || keys > MAX_KEYS {
+        return Ok(Ok(Progress::Reset(ResetReason::Bulk)));
+    }
+    if keys == 0 {
+        return Ok(Ok(Progress::Unchanged(cursor)));
+    }
+    let mut changes = Changes { cursor, users: Vec::new(), zones: Vec::new() };
+    for row in rows {
+        let present: bool = row.try_get(16)?;
+        match row.try_get::<_, i32>(0)? {
+            1 => {
+                let user = if present { Some(changed_user(row)?) } else { None };
+                changes.users.push((row.try_get(13)?, user));
+            }
+            2 => {
+                let zone_id: &str = row.try_get(1)?;
+                let zone = if present { Some(changed_zone(row)?) } else { None };
+                changes.zones.push((zone_id.into(), zone));
+            }
+            _ => {}
+        }
+    }
+    Ok(Ok(Progress::Changed(changes)))
+}
+
+fn changed_user(row: &Row) -> Result<User, tokio_postgres::Error> {
+    let zone_ids: Vec<&str> = row.try_get(15)?;
+    Ok(User {
+        id: row.try_get(13)?,
+        global_id: row.try_get(14)?,
+        name: row.try_get::<_, &str>(2)?.into(),
+        zone_ids: zone_ids.into_iter().map(Arc::from).collect(),
+        created_at: row.try_get::<_, Time>(3)?.0,
+        updated_at: row.try_get::<_, Option<Time>>(4)?.map(|time| time.0),
+    })
+}
+
+fn changed_zone(row: &Row) -> Result<Zone, tokio_postgres::Error> {
+    let mut corners = [[0.0; 2]; 4];
+    for (index, coordinate) in corners.iter_mut().flatten().enumerate() {
+        *coordinate = row.try_get(5 + index)?;
+    }
+    Ok(Zone {
+        zone_id: row.try_get::<_, &str>(1)?.into(),
+        zone_name: row.try_get::<_, &str>(2)?.into(),
+        corners,
+        created_at: row.try_get::<_, Time>(3)?.0,
+        updated_at: row.try_get::<_, Option<Time>>(4)?.map(|time| time.0),
+    })
+}
+
+/// The locks come before the snapshot: a TRUNCATE that commits between the two would otherwise show
+/// the tables empty to a snapshot in which they are not.
+async fn read_everything(client: &mut Client) -> Result<Result<Loaded, StoreError>, tokio_postgres::Error> {
+    client.batch_execute("SET statement_timeout = 0").await?;
+    client.execute("SELECT directory_ensure_epoch()", &[]).await?;
+    let transaction =
+        client.build_transaction().isolation_level(tokio_postgres::IsolationLevel::RepeatableRead).start().await?;
+    transaction.batch_execute(r#"LOCK TABLE "user", working_zone, user_zone_association IN ACCESS SHARE MODE"#).await?;
+    let sql = "SELECT pg_current_snapshot()::text, (SELECT born FROM directory_epoch WHERE home = directory_home())";
+    let moment = transaction.query_one(sql, &[]).await?;
+    let epoch: Option<i64> = moment.try_get(1)?;
+    let Some(cursor) = epoch.and_then(|epoch| parse_snapshot(moment.get(0), epoch)) else {
+        return Ok(Err(StoreError::corrupt(DEPENDENCY, "directory_epoch was emptied while the directory was loaded")));
+    };
+    let sql = "SELECT zone_id, zone_name, created_at, updated_at, x1, y1, x2, y2, x3, y3, x4, y4 \
+               FROM working_zone ORDER BY zone_id";
+    let zones: Vec<Zone> = transaction.query(sql, &[]).await?.iter().map(zone_of).collect::<Result<_, _>>()?;
+    let shared: HashMap<&str, &Arc<str>> = zones.iter().map(|zone| (&*zone.zone_id, &zone.zone_id)).collect();
+    let sql = r#"SELECT u.id, u.global_id, u.name, u.created_at, u.updated_at, a.zone_ids FROM "user" AS u
+        LEFT JOIN (
+            SELECT user_id, array_agg(zone_id ORDER BY position, zone_id) AS zone_ids
+            FROM user_zone_association GROUP BY user_id
+        ) AS a ON a.user_id = u.id ORDER BY u.global_id"#;
+    let no_parameters: [&(dyn ToSql + Sync); 0] = [];
+    let rows = transaction.query_raw(sql, no_parameters).await?;
+    let mut rows = std::pin::pin!(rows);
+    let mut users = Vec::new();
+    while let Some(row) = rows.try_next().await? {
+        let zone_ids: Option<Vec<&str>> = row.try_get(5)?;
+        let share = |zone_id: &str| shared.get(zone_id).map_or_else(|| Arc::from(zone_id), |known| Arc::clone(known));
+        users.push(User {
+            id: row.try_get(0)?,
+            global_id: row.try_get(1)?,
+            name: row.try_get::<_, &str>(2)?.into(),
+            zone_ids: zone_ids.unwrap_or_default().into_iter().map(share).collect(),
+            created_at: row.try_get::<_, Time>(3)?.0,
+            updated_at: row.try_get::<_, Option<Time>>(4)?.map(|time| time.0),
+        });
+    }
+    Ok(Ok(Loaded { cursor, users, zones }))
+}
+
+/// `xmin:xmax:xip,xip,…`
+pub fn parse_snapshot(text: &str, epoch: i64) -> Option<Cursor> {
+    let mut parts = text.split(':');
+    let (xmin, xmax) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let running = parts.next()?;
+    let mut xip: Vec<u64> =
+        running.split(',').filter(|xid| !xid.is_empty()).map(|xid| xid.parse().ok()).collect::<Option<_>>()?;
+    xip.sort_unstable();
+    Some(Cursor { epoch, xmin, xmax, xip })
+}
+
+fn is_snapshot(text: &str, cursor: &Cursor) -> bool {
+    parse_snapshot(text, cursor.epoch).is_some_and(|now| now == *cursor)
+}
+
+async fn within<T>(
+    limit: Duration,
+    operation: &'static str,
+    work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, StoreError> {
+    let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+    match tokio::time::timeout(limit, work).await {
+        Ok(result) => result.map_err(|error| translate(operation, limit_ms, error)),
+        Err(_) => Err(StoreError::Deadline { dependency: DEPENDENCY, operation, limit_ms }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_read_as_the_server_writes_it() {
+        let cursor = parse_snapshot("10:20:10,14", 7).expect("a snapshot");
+        assert_eq!(cursor, Cursor { epoch: 7, xmin: 10, xmax: 20, xip: vec![10, 14] });
+        assert!(is_snapshot("10:20:10,14", &cursor) && !is_snapshot("10:21:10,14", &cursor));
+        assert_eq!(parse_snapshot("10:10:", 1).expect("idle").xip, Vec::<u64>::new());
+        assert!(parse_snapshot("10:20", 1).is_none() && parse_snapshot("a:b:", 1).is_none());
+    }
+}
