@@ -1,9 +1,16 @@
 //! What the service is told by its environment, `.env`, a TOML file or the command line; see
 //! `config.default.toml` for every key. Owns parsing, checking and redaction; starts nothing.
 
+mod load;
+mod settings;
+mod sources;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use load::{ConfigErrors, EffectiveValue, Loaded, load, redact_url, render_defaults, render_effective};
+pub use sources::Sources;
 
 /// The checked configuration. Every value is in range.
 #[derive(Clone, Debug)]

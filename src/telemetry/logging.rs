@@ -1,9 +1,18 @@
 //! Logs to standard error, as text or JSON.
 
-use crate::config::LoggingConfig;
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{LogFormat, LoggingConfig};
 
 /// Installs the subscriber of the process. Called once, by the binary.
 pub fn install(config: &LoggingConfig) -> anyhow::Result<()> {
-    let _ = config;
-    todo!()
+    let filter = EnvFilter::try_new(&config.level)?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let installed = match config.format {
+        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    installed.map_err(|error| anyhow::anyhow!("logging cannot be installed: {error}"))
 }
