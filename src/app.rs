@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::alerts::{AlertLog, Ingest};
+use anyhow::Context;
+
+use crate::alerts::decode::DecodeLimits;
+use crate::alerts::{AlertLog, Doorbell, Ingest};
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::lifecycle::Lifecycle;
@@ -11,6 +14,7 @@ use crate::push::Push;
 use crate::redis::RedisCache;
 use crate::telemetry::health::HealthBoard;
 use crate::telemetry::metrics::Metrics;
+use crate::{http, kafka, storage};
 
 /// What the routes of one service work with.
 #[derive(Clone)]
@@ -33,14 +37,57 @@ pub struct App {
 }
 
 impl App {
-    /// Migrates, binds and starts everything. Redis and Kafka are not waited for.
+    /// Binds and starts everything. No dependency is waited for: what is not there yet is reported by
+    /// `/health` and used as soon as it comes.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
-        let _ = config;
-        todo!()
+        let address = SocketAddr::new(config.api.host, config.api.port);
+        let listener = http::bind(address)
+            .with_context(|| format!("cannot listen on {address}: choose another API_HOST or API_PORT"))?;
+        let address = listener.local_addr()?;
+        let (lifecycle, health) = (Lifecycle::new(), HealthBoard::default());
+        let metrics = Arc::new(Metrics::new()?);
+        let storage = storage::start(&config.database, &lifecycle, metrics.clone(), health.clone())?;
+        let directory = Directory::start(storage.directory, &config.directory, &lifecycle, metrics.clone());
+        let doorbell = Doorbell::default();
+        let log = storage.alerts;
+        let ingest = Ingest::start(
+            log.clone(),
+            directory.clone(),
+            doorbell.clone(),
+            &lifecycle,
+            metrics.clone(),
+            health.clone(),
+        );
+        let push = Push::start(log.clone(), doorbell.clone(), &config.alerts, &config.api, &lifecycle, metrics.clone());
+        let redis = config.redis.as_ref().map(|redis| RedisCache::new(redis, metrics.clone(), health.clone()));
+        if let Some(redis) = &redis {
+            redis.start_services(&directory, &doorbell, &lifecycle);
+        }
+        if let Some(kafka) = &config.kafka {
+            let limits = DecodeLimits { max_bytes: config.alerts.max_bytes, timezone: config.alerts.timezone.clone() };
+            kafka::start(kafka, limits, log.clone(), ingest.clone(), &lifecycle, metrics.clone(), health.clone());
+        }
+        let state = AppState {
+            config: Arc::new(config),
+            directory,
+            log,
+            ingest,
+            push,
+            redis,
+            health,
+            metrics: metrics.clone(),
+            lifecycle: lifecycle.clone(),
+        };
+        let serving =
+            http::serve(listener, http::router(state.clone()), state.config.api.clone(), lifecycle.clone(), metrics);
+        lifecycle.spawn_service("http listener", serving);
+        Ok(Self { address, state })
     }
 
     /// Serves until [`Lifecycle::stop`] and the drain are over.
     pub async fn run_until_stopped(self) -> anyhow::Result<()> {
-        todo!()
+        let shutdown = &self.state.config.shutdown;
+        self.state.lifecycle.stopped(shutdown.settle, shutdown.drain).await?;
+        Ok(())
     }
 }

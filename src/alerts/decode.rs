@@ -1,8 +1,12 @@
-//! From bytes to an alert, or the reason why not. Pure.
+//! From bytes to an alert, or the reason why not. Pure. The object's own text is kept; only the fields
+//! that filters need are looked at, and none of them can cost the alert.
 
 use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
-use super::types::DecodedAlert;
+use super::types::{AlertColumns, DecodedAlert};
+use crate::time::Timestamp;
 
 /// What [`decode`] needs to know of the configuration.
 #[derive(Clone, Debug)]
@@ -12,20 +16,249 @@ pub struct DecodeLimits {
     pub timezone: jiff::tz::TimeZone,
 }
 
+/// Levels of nesting, the object itself being the first.
+pub const MAX_DEPTH: usize = 128;
+
+/// Characters of an event id.
+const EVENT_ID_CHARACTERS: std::ops::RangeInclusive<usize> = 1..=200;
+/// Longer values are shown, but no filter asks for them; an index could not hold them.
+const COLUMN_BYTES: usize = 500;
+
 /// Why bytes are no alert. `Display` tells a person; [`DecodeError::label`] is the metric's label.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     #[error("the message is empty")]
     Empty,
+    #[error("the message has {bytes} bytes, more than the {limit} allowed (ALERTS_MAX_BYTES)")]
+    TooLarge { bytes: usize, limit: usize },
+    #[error("the message is not UTF-8 from byte {valid_up_to} on")]
+    NotUtf8 { valid_up_to: usize },
+    #[error("the message is nested deeper than {MAX_DEPTH} levels")]
+    TooDeep,
+    #[error("the message is not JSON: {0}")]
+    NotJson(String),
+    #[error("the message is JSON, but not an object")]
+    NotAnObject,
 }
 
 impl DecodeError {
     pub fn label(&self) -> &'static str {
-        "empty"
+        match self {
+            Self::Empty => "empty",
+            Self::TooLarge { .. } => "too_large",
+            Self::NotUtf8 { .. } => "not_utf8",
+            Self::TooDeep => "too_deep",
+            Self::NotJson(_) => "not_json",
+            Self::NotAnObject => "not_an_object",
+        }
     }
 }
 
+/// O(bytes).
 pub fn decode(raw: &Bytes, limits: &DecodeLimits) -> Result<DecodedAlert, DecodeError> {
-    let _ = (raw, limits);
-    todo!()
+    if raw.len() > limits.max_bytes {
+        return Err(DecodeError::TooLarge { bytes: raw.len(), limit: limits.max_bytes });
+    }
+    let text = std::str::from_utf8(raw).map_err(|error| DecodeError::NotUtf8 { valid_up_to: error.valid_up_to() })?;
+    let object = text.trim_matches([' ', '\t', '\r', '\n']);
+    if object.is_empty() {
+        return Err(DecodeError::Empty);
+    }
+    if depth(object) > MAX_DEPTH {
+        return Err(DecodeError::TooDeep);
+    }
+    // Checks the grammar of all of it without building anything.
+    let _: &RawValue = serde_json::from_str(object).map_err(|error| DecodeError::NotJson(error.to_string()))?;
+    if !object.starts_with('{') {
+        return Err(DecodeError::NotAnObject);
+    }
+    let fields = Fields::of(object);
+    let zone_id = fields.column(fields.zone_id);
+    Ok(DecodedAlert {
+        event_id: fields
+            .string(fields.event_id)
+            .filter(|id| EVENT_ID_CHARACTERS.contains(&id.chars().count()) && !id.contains('\0')),
+        occurred_at: fields.string(fields.timestamp).and_then(|text| parse_time(&text, &limits.timezone)),
+        columns: AlertColumns {
+            zone_id,
+            user_id: fields.column(fields.user_id),
+            status: fields.column(fields.status),
+            camera_id: fields.column(fields.camera_id),
+        },
+        user_name: fields.string(fields.user_name).filter(|name| !name.contains('\0')),
+        body: raw.slice_ref(object.as_bytes()),
+    })
+}
+
+/// The fields that are looked at; of a repeated key the last one counts, as in Python.
+#[derive(Default)]
+struct Fields<'a> {
+    event_id: Option<&'a RawValue>,
+    timestamp: Option<&'a RawValue>,
+    zone_id: Option<&'a RawValue>,
+    user_id: Option<&'a RawValue>,
+    user_name: Option<&'a RawValue>,
+    status: Option<&'a RawValue>,
+    camera_id: Option<&'a RawValue>,
+}
+
+impl<'a> Fields<'a> {
+    fn of(object: &'a str) -> Self {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
+                let mut fields = Fields::default();
+                while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+                    let value = Some(map.next_value::<&'de RawValue>()?);
+                    match &*key {
+                        "event_id" => fields.event_id = value,
+                        "timestamp" => fields.timestamp = value,
+                        "zone_id" => fields.zone_id = value,
+                        "user_id" => fields.user_id = value,
+                        "user_name" => fields.user_name = value,
+                        "status" => fields.status = value,
+                        "camera_id" => fields.camera_id = value,
+                        _ => {}
+                    }
+                }
+                Ok(fields)
+            }
+        }
+        // A key that no String can hold (a lone surrogate) leaves the columns empty, nothing more.
+        let mut deserializer = serde_json::Deserializer::from_str(object);
+        serde::Deserializer::deserialize_map(&mut deserializer, Visitor).unwrap_or_default()
+    }
+
+    fn string(&self, raw: Option<&RawValue>) -> Option<String> {
+        String::deserialize(raw?).ok()
+    }
+
+    /// Text as it is, an integral number as its digits.
+    fn column(&self, raw: Option<&RawValue>) -> Option<Box<str>> {
+        let text = raw?.get();
+        let value: Box<str> = match text.as_bytes().first()? {
+            b'"' => String::deserialize(raw?).ok()?.into(),
+            b'-' | b'0'..=b'9' => integral(text)?,
+            _ => return None,
+        };
+        (!value.is_empty() && value.len() <= COLUMN_BYTES && !value.contains('\0')).then_some(value)
+    }
+}
+
+/// `5` and `5.0` are both `5`.
+fn integral(number: &str) -> Option<Box<str>> {
+    let digits = match number.split_once('.') {
+        None => number,
+        Some((whole, zeros)) if zeros.bytes().all(|byte| byte == b'0') => whole,
+        Some(_) => return None,
+    };
+    let is_integer = digits.strip_prefix('-').unwrap_or(digits).bytes().all(|byte| byte.is_ascii_digit());
+    is_integer.then(|| if digits == "-0" { "0".into() } else { digits.into() })
+}
+
+/// The deepest nesting of brackets outside of strings.
+fn depth(text: &str) -> usize {
+    let (mut deepest, mut open) = (0_usize, 0_usize);
+    let mut in_string = false;
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' if in_string => {
+                bytes.next();
+            }
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => {
+                open += 1;
+                deepest = deepest.max(open);
+            }
+            b'}' | b']' if !in_string => open = open.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+/// ISO 8601, with an offset or in the zone of those that name none.
+fn parse_time(text: &str, zone: &jiff::tz::TimeZone) -> Option<Timestamp> {
+    let text = text.trim();
+    let instant = match text.parse::<jiff::Timestamp>() {
+        Ok(instant) => instant,
+        Err(_) => text.parse::<jiff::civil::DateTime>().ok()?.to_zoned(zone.clone()).ok()?.timestamp(),
+    };
+    Some(Timestamp::from_micros(instant.as_microsecond()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn limits() -> DecodeLimits {
+        DecodeLimits { max_bytes: 4096, timezone: jiff::tz::TimeZone::UTC }
+    }
+
+    fn read(text: &str) -> Result<DecodedAlert, DecodeError> {
+        decode(&Bytes::copy_from_slice(text.as_bytes()), &limits())
+    }
+
+    #[test]
+    fn an_alert_keeps_its_own_text() {
+        let text = r#"{"b":1.0, "a":12345678901234567890,"big":1e999, "n":"\u0000\ud800"}"#;
+        assert_eq!(read(text).expect("an object").body, text);
+        assert_eq!(read(&format!(" \n{text}\t")).expect("an object").body, text);
+    }
+
+    #[test]
+    fn columns_are_read_leniently() {
+        let alert = read(
+            r#"{"zone_id":5,"user_id":"1004","status":["odd"],"camera_id":7.0,"timestamp":"2026-11-24T10:00:00","event_id":"","user_name":"Ann"}"#,
+        )
+        .expect("an object");
+        assert_eq!(alert.columns.zone_id.as_deref(), Some("5"));
+        assert_eq!(alert.columns.user_id.as_deref(), Some("1004"));
+        assert_eq!(alert.columns.camera_id.as_deref(), Some("7"));
+        assert_eq!(alert.columns.status, None);
+        assert_eq!(alert.event_id, None);
+        assert_eq!(alert.user_name.as_deref(), Some("Ann"));
+        assert_eq!(alert.occurred_at.expect("a time").to_string(), "2026-11-24T10:00:00.000000Z");
+    }
+
+    #[test]
+    fn what_is_no_alert_says_why() {
+        let label = |text: &str| read(text).expect_err(text).label();
+        assert_eq!(label(""), "empty");
+        assert_eq!(label("NaN"), "not_json");
+        assert_eq!(label(r#"{"a":NaN}"#), "not_json");
+        assert_eq!(label("[1]"), "not_an_object");
+        assert_eq!(label(r#"{"a":1} x"#), "not_json");
+        assert_eq!(label(&format!("{{\"a\":\"{}\"}}", "x".repeat(5000))), "too_large");
+        let nested = |levels: usize| format!("{}1{}", "{\"a\":".repeat(levels), "}".repeat(levels));
+        assert!(read(&nested(MAX_DEPTH)).is_ok());
+        assert_eq!(label(&nested(MAX_DEPTH + 1)), "too_deep");
+        assert_eq!(decode(&Bytes::from_static(b"{\"a\":\"\xff\"}"), &limits()).expect_err("bytes").label(), "not_utf8");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_alert_or_a_reason(raw in prop::collection::vec(any::<u8>(), 0..200)) {
+            let raw = Bytes::from(raw);
+            if let Ok(alert) = decode(&raw, &limits()) {
+                prop_assert!(serde_json::from_slice::<&RawValue>(&alert.body).is_ok());
+            }
+        }
+
+        #[test]
+        fn any_object_is_an_alert(fields in prop::collection::btree_map("zone_id|user_id|status|camera_id|timestamp|event_id|\\PC{0,5}", "\\PC{0,300}", 0..8), number in any::<f64>()) {
+            let mut object = serde_json::json!(fields);
+            object["iop"] = serde_json::json!(number);
+            prop_assert!(read(&object.to_string()).is_ok() || object.to_string().len() > 4096);
+        }
+    }
 }

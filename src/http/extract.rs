@@ -1,1 +1,395 @@
-//! Request parts, checked; every fault in FastAPI’s shape.
+//! Requests as FastAPI's users know them: lax integers, all faults of a request at once, each with
+//! where it is. Pure but for the extractor of path parameters.
+
+use std::ops::RangeInclusive;
+
+use axum::extract::{FromRequestParts, Path};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use serde_json::{Map, Value, json};
+
+use super::error::{ApiError, Fault};
+
+/// The parameters of the path in their order, each percent-decoded once.
+pub struct PathTexts(pub Vec<String>);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathTexts {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Path::<Vec<(String, String)>>::from_request_parts(parts, state).await {
+            Ok(Path(pairs)) => Ok(Self(pairs.into_iter().map(|(_, text)| text).collect())),
+            Err(rejection) => Err(ApiError::invalid(vec![Fault {
+                kind: "value_error",
+                loc: vec!["path".into()],
+                msg: format!("Value error, {rejection}"),
+                input: parts.uri.path().into(),
+            }])),
+        }
+    }
+}
+
+impl PathTexts {
+    /// A parameter as it stands.
+    pub fn text(&self, index: usize) -> &str {
+        self.0.get(index).map_or("", String::as_str)
+    }
+
+    /// A parameter that is an integer.
+    pub fn integer(&self, index: usize, name: &'static str) -> Result<i64, ApiError> {
+        let mut faults = Faults::default();
+        let input = Value::from(self.text(index));
+        match faults.integer(&["path".into(), name.into()], &input) {
+            Some(value) => Ok(value),
+            None => Err(faults.into_error()),
+        }
+    }
+}
+
+/// The query string, every name possibly many times.
+pub struct Query {
+    pairs: Vec<(String, String)>,
+    pub faults: Faults,
+}
+
+impl Query {
+    pub fn parse(query: Option<&str>) -> Self {
+        let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect();
+        Self { pairs, faults: Faults::default() }
+    }
+
+    /// The last value of a name, as FastAPI takes it.
+    pub fn find(&self, name: &str) -> Option<&str> {
+        self.pairs.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn list(&self, name: &str) -> Vec<String> {
+        self.pairs.iter().filter(|(key, _)| key == name).map(|(_, value)| value.clone()).collect()
+    }
+
+    /// An integer within bounds, or the default when it is not given.
+    pub fn integer(&mut self, name: &'static str, default: i64, bounds: RangeInclusive<i64>) -> i64 {
+        let Some(text) = self.find(name).map(str::to_owned) else { return default };
+        let loc = ["query".into(), name.into()];
+        let input = Value::from(text);
+        let Some(value) = self.faults.integer(&loc, &input) else { return default };
+        if value < *bounds.start() {
+            let msg = format!("Input should be greater than or equal to {}", bounds.start());
+            self.faults.push("greater_than_equal", &loc, msg, &input);
+        } else if value > *bounds.end() {
+            let msg = format!("Input should be less than or equal to {}", bounds.end());
+            self.faults.push("less_than_equal", &loc, msg, &input);
+        }
+        value
+    }
+
+    /// A boolean word, or the default when it is not given.
+    pub fn boolean(&mut self, name: &'static str, default: bool) -> bool {
+        let Some(text) = self.find(name).map(str::to_owned) else { return default };
+        match text.to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" | "t" | "y" => true,
+            "false" | "0" | "no" | "off" | "f" | "n" => false,
+            _ => {
+                let msg = "Input should be a valid boolean, unable to interpret input".to_owned();
+                self.faults.push("bool_parsing", &["query".into(), name.into()], msg, &text.into());
+                default
+            }
+        }
+    }
+
+    /// Fails with everything that was wrong.
+    pub fn finish(self) -> Result<(), ApiError> {
+        self.faults.finish()
+    }
+}
+
+/// Parses a JSON body.
+pub fn parse_json(body: &[u8]) -> Result<Value, ApiError> {
+    let fault =
+        |kind, loc: Vec<Value>, msg: String| ApiError::invalid(vec![Fault { kind, loc, msg, input: Value::Null }]);
+    if body.is_empty() {
+        return Err(fault("missing", vec!["body".into()], "Field required".to_owned()));
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        let offset: usize =
+            body.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1)).map(<[u8]>::len).sum();
+        let loc = vec!["body".into(), (offset + error.column().saturating_sub(1)).into()];
+        fault("json_invalid", loc, format!("JSON decode error: {error}"))
+    })
+}
+
+/// The fields of a JSON object in the body.
+pub struct Fields {
+    object: Map<String, Value>,
+    whole: Value,
+    pub faults: Faults,
+}
+
+impl Fields {
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        match parse_json(body)? {
+            Value::Object(object) => {
+                Ok(Self { whole: Value::Object(object.clone()), object, faults: Faults::default() })
+            }
+            other => Err(ApiError::invalid(vec![Fault {
+                kind: "model_attributes_type",
+                loc: vec!["body".into()],
+                msg: "Input should be a valid dictionary or object to extract fields from".to_owned(),
+                input: other,
+            }])),
+        }
+    }
+
+    pub fn find(&self, name: &str) -> Option<&Value> {
+        self.object.get(name)
+    }
+
+    /// A field that must be there.
+    pub fn required<T>(
+        &mut self,
+        name: &'static str,
+        read: impl FnOnce(&mut Faults, &[Value], &Value) -> Option<T>,
+    ) -> Option<T> {
+        if self.object.contains_key(name) {
+            return self.optional(name, read);
+        }
+        self.faults.push("missing", &["body".into(), name.into()], "Field required".to_owned(), &self.whole);
+        None
+    }
+
+    /// A field that may be absent; a null is read like any value.
+    pub fn optional<T>(
+        &mut self,
+        name: &'static str,
+        read: impl FnOnce(&mut Faults, &[Value], &Value) -> Option<T>,
+    ) -> Option<T> {
+        let value = self.object.get(name)?;
+        read(&mut self.faults, &["body".into(), name.into()], value)
+    }
+
+    /// A fault of several fields together.
+    pub fn refuse(&mut self, msg: &str) {
+        self.faults.push("value_error", &["body".into()], format!("Value error, {msg}"), &self.whole);
+    }
+
+    pub fn finish(self) -> Result<(), ApiError> {
+        self.faults.finish()
+    }
+}
+
+/// What is wrong with a request so far.
+#[derive(Default, Debug)]
+pub struct Faults(Vec<Fault>);
+
+impl Faults {
+    pub fn push(&mut self, kind: &'static str, loc: &[Value], msg: String, input: &Value) {
+        self.0.push(Fault { kind, loc: loc.to_vec(), msg, input: input.clone() });
+    }
+
+    pub fn finish(self) -> Result<(), ApiError> {
+        if self.0.is_empty() { Ok(()) } else { Err(self.into_error()) }
+    }
+
+    fn into_error(self) -> ApiError {
+        ApiError::invalid(self.0)
+    }
+
+    /// pydantic's lax integer: `5`, `"5"`, `5.0`, `true`.
+    pub fn integer(&mut self, loc: &[Value], input: &Value) -> Option<i64> {
+        let whole = |number: f64| (number.fract() == 0.0).then_some(number);
+        let (kind, msg) = match input {
+            Value::Bool(value) => return Some(i64::from(*value)),
+            Value::Number(number) => {
+                if let Some(value) = number.as_i64() {
+                    return Some(value);
+                }
+                match number.as_f64().map(whole) {
+                    Some(Some(value)) => return self.within_i64(loc, input, value),
+                    _ => ("int_from_float", "Input should be a valid integer, got a number with a fractional part"),
+                }
+            }
+            Value::String(text) => {
+                let trimmed = text.trim();
+                let digits = trimmed
+                    .strip_suffix(".0")
+                    .or_else(|| {
+                        trimmed
+                            .split_once('.')
+                            .filter(|(_, zeros)| !zeros.is_empty() && zeros.bytes().all(|byte| byte == b'0'))
+                            .map(|(whole, _)| whole)
+                    })
+                    .unwrap_or(trimmed);
+                if let Ok(value) = digits.parse::<i64>() {
+                    return Some(value);
+                }
+                let unsigned = digits.strip_prefix(['-', '+']).unwrap_or(digits);
+                if !unsigned.is_empty() && unsigned.bytes().all(|byte| byte.is_ascii_digit()) {
+                    let value = if digits.starts_with('-') { f64::MIN } else { f64::MAX };
+                    return self.within_i64(loc, input, value);
+                }
+                ("int_parsing", "Input should be a valid integer, unable to parse string as an integer")
+            }
+            _ => ("int_type", "Input should be a valid integer"),
+        };
+        self.push(kind, loc, msg.to_owned(), input);
+        None
+    }
+
+    fn within_i64(&mut self, loc: &[Value], input: &Value, value: f64) -> Option<i64> {
+        const BOUND: f64 = 9_223_372_036_854_775_808.0;
+        if value >= BOUND {
+            self.push("less_than_equal", loc, format!("Input should be less than or equal to {}", i64::MAX), input);
+            return None;
+        }
+        if value < -BOUND {
+            self.push(
+                "greater_than_equal",
+                loc,
+                format!("Input should be greater than or equal to {}", i64::MIN),
+                input,
+            );
+            return None;
+        }
+        // Exact: in range and without a fraction.
+        #[expect(clippy::cast_possible_truncation, reason = "checked above")]
+        Some(value as i64)
+    }
+
+    /// A finite number; `"1.5"` and `true` count.
+    pub fn number(&mut self, loc: &[Value], input: &Value) -> Option<f64> {
+        let value = match input {
+            Value::Bool(value) => Some(f64::from(u8::from(*value))),
+            Value::Number(number) => number.as_f64(),
+            Value::String(text) => match text.trim().parse::<f64>() {
+                Ok(value) => Some(value),
+                Err(_) => {
+                    let msg = "Input should be a valid number, unable to parse string as a number";
+                    self.push("float_parsing", loc, msg.to_owned(), input);
+                    return None;
+                }
+            },
+            _ => {
+                self.push("float_type", loc, "Input should be a valid number".to_owned(), input);
+                return None;
+            }
+        };
+        let finite = value.filter(|value| value.is_finite());
+        if finite.is_none() {
+            self.push("finite_number", loc, "Input should be a finite number".to_owned(), input);
+        }
+        finite
+    }
+
+    /// A text of so many characters without control characters.
+    pub fn text(&mut self, loc: &[Value], input: &Value, characters: &RangeInclusive<usize>) -> Option<String> {
+        let Value::String(text) = input else {
+            self.push("string_type", loc, "Input should be a valid string".to_owned(), input);
+            return None;
+        };
+        let plural = |count: usize| if count == 1 { "character" } else { "characters" };
+        let count = text.chars().count();
+        if count < *characters.start() {
+            let msg = format!("String should have at least {} {}", characters.start(), plural(*characters.start()));
+            self.push("string_too_short", loc, msg, input);
+            return None;
+        }
+        if count > *characters.end() {
+            let msg = format!("String should have at most {} {}", characters.end(), plural(*characters.end()));
+            self.push("string_too_long", loc, msg, input);
+            return None;
+        }
+        if text.chars().any(char::is_control) {
+            self.push("value_error", loc, "Value error, control characters are not allowed".to_owned(), input);
+            return None;
+        }
+        Some(text.clone())
+    }
+
+    /// A list of texts, repeats dropped.
+    pub fn texts(&mut self, loc: &[Value], input: &Value, characters: &RangeInclusive<usize>) -> Option<Vec<String>> {
+        let Value::Array(items) = input else {
+            self.push("list_type", loc, "Input should be a valid list".to_owned(), input);
+            return None;
+        };
+        let mut seen = std::collections::HashSet::new();
+        let mut texts = Vec::with_capacity(items.len());
+        let mut is_valid = true;
+        for (index, item) in items.iter().enumerate() {
+            let mut loc = loc.to_vec();
+            loc.push(json!(index));
+            match self.text(&loc, item, characters) {
+                Some(text) if seen.insert(text.clone()) => texts.push(text),
+                Some(_) => {}
+                None => is_valid = false,
+            }
+        }
+        is_valid.then_some(texts)
+    }
+}
+
+/// A 404 for a thing of the directory.
+pub fn not_found(code: &'static str, detail: &str) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, code, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn integer(input: Value) -> Result<i64, &'static str> {
+        let mut faults = Faults::default();
+        faults.integer(&["body".into()], &input).ok_or_else(|| faults.0[0].kind)
+    }
+
+    #[test]
+    fn integers_are_lax_as_in_pydantic() {
+        for (input, value) in [
+            (json!("1005"), 1005),
+            (json!(2.0), 2),
+            (json!(true), 1),
+            (json!(" 7 "), 7),
+            (json!("2.00"), 2),
+            (json!(-3), -3),
+        ] {
+            assert_eq!(integer(input), Ok(value));
+        }
+        for (input, kind) in [
+            (json!("x"), "int_parsing"),
+            (json!(""), "int_parsing"),
+            (json!(1.5), "int_from_float"),
+            (json!(null), "int_type"),
+            (json!([1]), "int_type"),
+            (json!(9_223_372_036_854_775_808_u64), "less_than_equal"),
+            (json!("-9223372036854775809"), "greater_than_equal"),
+            (json!(1e300), "less_than_equal"),
+        ] {
+            assert_eq!(integer(input), Err(kind));
+        }
+        assert_eq!(integer(json!(i64::MAX)), Ok(i64::MAX));
+    }
+
+    #[test]
+    fn broken_json_names_its_place() {
+        let error = parse_json(b"{\"a\":\n nope}").expect_err("broken");
+        assert_eq!(error.detail[0]["type"], "json_invalid");
+        assert_eq!(error.detail[0]["loc"][0], "body");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused_with_a_place_or_read(body in prop::collection::vec(any::<u8>(), 0..64)) {
+            if let Err(error) = Fields::parse(&body) {
+                prop_assert_eq!(&error.detail[0]["loc"][0], "body");
+            }
+        }
+
+        #[test]
+        fn any_text_is_an_integer_or_a_fault(text in "\\PC{0,20}|[-+]?[0-9.]{0,30}") {
+            let mut faults = Faults::default();
+            let value = faults.integer(&["query".into()], &Value::from(text));
+            prop_assert_eq!(value.is_none(), faults.finish().is_err());
+        }
+    }
+}

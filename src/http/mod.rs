@@ -1,38 +1,81 @@
 //! The HTTP rim: the listener with its limits, the middleware, the router that mounts the features.
 
+mod docs;
 pub mod error;
 pub mod extract;
+mod listener;
+mod middleware;
+pub mod openapi;
+mod service;
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use axum::Router;
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use tokio::net::TcpListener;
+pub use listener::{bind, serve};
 
+use self::error::ApiError;
+use crate::alerts::decode::DecodeLimits;
 use crate::app::AppState;
-use crate::config::ApiConfig;
-use crate::lifecycle::Lifecycle;
-use crate::telemetry::metrics::Metrics;
+use crate::{alerts, directory, redis};
 
 /// All routes of the service, with the middleware around them.
-pub fn router(state: AppState) -> axum::Router {
-    let _ = state;
-    todo!()
+pub fn router(state: AppState) -> Router {
+    let limits =
+        DecodeLimits { max_bytes: state.config.alerts.max_bytes, timezone: state.config.alerts.timezone.clone() };
+    let routes = Router::new()
+        .merge(directory::routes::router(state.directory.clone()))
+        .merge(alerts::routes::router(state.log.clone(), state.ingest.clone(), limits))
+        .merge(state.push.router())
+        .merge(redis::routes::router(state.redis.clone(), state.directory.clone()))
+        .merge(service::router(state.clone()))
+        .merge(docs::router())
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed);
+    let around = middleware::Around::new(&state.config.api, state.metrics.clone());
+    let routes = routes.layer(axum::middleware::from_fn_with_state(around, middleware::around));
+    match cors(&state.config.api.cors_origins) {
+        Some(cors) => routes.layer(cors),
+        None => routes,
+    }
 }
 
-/// Binds the address with the options the service needs.
-pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let _ = address;
-    todo!()
+/// A trailing slash is a slip of the client's; everything else is not here.
+async fn not_found(uri: Uri) -> Response {
+    let path = uri.path();
+    // A path that begins with two slashes would redirect to another host.
+    if path.len() > 1 && path.ends_with('/') && !path.starts_with("//") {
+        let path = path.trim_end_matches('/');
+        let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        if let Ok(location) = HeaderValue::try_from(format!("{path}{query}")) {
+            return (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, location)]).into_response();
+        }
+    }
+    ApiError::new(StatusCode::NOT_FOUND, "not_found", "Not Found").into_response()
 }
 
-/// Accepts until [`Lifecycle::draining`], then lets connections finish.
-pub async fn serve(
-    listener: TcpListener,
-    router: axum::Router,
-    config: ApiConfig,
-    lifecycle: Lifecycle,
-    metrics: Arc<Metrics>,
-) -> anyhow::Result<()> {
-    let _ = (listener, router, config, lifecycle, metrics);
-    todo!()
+async fn method_not_allowed() -> ApiError {
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Method Not Allowed")
+}
+
+fn cors(origins: &[String]) -> Option<CorsLayer> {
+    if origins.is_empty() {
+        return None;
+    }
+    let origins: Vec<HeaderValue> = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
+    let exposed = ["etag", "dict-version", "x-total-count", "x-request-id", "retry-after"];
+    Some(
+        CorsLayer::new()
+            .allow_origin(AllowOrigin::list(origins))
+            .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE])
+            .allow_headers([
+                header::CONTENT_TYPE,
+                header::IF_NONE_MATCH,
+                HeaderName::from_static("x-request-id"),
+                HeaderName::from_static("last-event-id"),
+            ])
+            .expose_headers(exposed.map(HeaderName::from_static))
+            .max_age(std::time::Duration::from_secs(3600)),
+    )
 }

@@ -1,17 +1,52 @@
 //! Alerts from the log to every screen, live and resumable. One follower per instance reads the log,
-//! serialises each alert once and hands the same bytes to all sessions.
+//! serialises each alert once and hands the same bytes to all sessions. Knows the log's port, no engine.
+
+mod follower;
+mod hub;
+mod session;
+mod sse;
+mod ws;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::Router;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::routing::get;
+
+use self::hub::Hub;
+use self::session::Session;
+use crate::alerts::routes::{filter_of, seq_beyond_end};
+use crate::alerts::types::{AlertQuery, Direction};
 use crate::alerts::{AlertLog, Doorbell};
 use crate::config::{AlertsConfig, ApiConfig};
+use crate::http::error::ApiError;
+use crate::http::extract::Query;
 use crate::lifecycle::Lifecycle;
-use crate::telemetry::health::HealthBoard;
+use crate::store_error::StoreError;
 use crate::telemetry::metrics::Metrics;
+
+/// How many alerts a client that names no position is shown first.
+const HISTORY: u32 = 100;
 
 /// Cheap to clone.
 #[derive(Clone)]
-pub struct Push {}
+pub struct Push {
+    log: Arc<dyn AlertLog>,
+    hub: Arc<Hub>,
+    lifecycle: Lifecycle,
+    metrics: Arc<Metrics>,
+    write_deadline: Duration,
+    origins: Arc<[String]>,
+}
+
+/// What a client asked for.
+struct Wanted {
+    session: Session,
+    envelope: bool,
+    /// Named with `after` or `Last-Event-ID`.
+    after: Option<i64>,
+}
 
 impl Push {
     pub fn start(
@@ -21,14 +56,122 @@ impl Push {
         api: &ApiConfig,
         lifecycle: &Lifecycle,
         metrics: Arc<Metrics>,
-        health: HealthBoard,
     ) -> Self {
-        let _ = (log, doorbell, alerts, api, lifecycle, metrics, health);
-        todo!()
+        let hub = Arc::new(Hub::new());
+        let follower =
+            follower::Follower::new(log.clone(), hub.clone(), doorbell, alerts.poll_interval, metrics.clone());
+        lifecycle.spawn_service("alert follower", follower.run(lifecycle.closing().clone()));
+        Self {
+            log,
+            hub,
+            lifecycle: lifecycle.clone(),
+            metrics,
+            write_deadline: alerts.write_deadline,
+            origins: api.cors_origins.clone().into(),
+        }
     }
 
     /// `/ws/alerts` and `/alerts/stream`.
-    pub fn router(&self) -> axum::Router {
-        todo!()
+    pub fn router(&self) -> Router {
+        Router::new()
+            .route("/ws/alerts", get(ws::connect))
+            .route("/alerts/stream", get(sse::connect))
+            .with_state(self.clone())
+    }
+
+    fn wanted(&self, query: Option<&str>, last_event_id: Option<&str>) -> Result<Wanted, ApiError> {
+        let mut query = Query::parse(query);
+        let envelope = query.boolean("envelope", false);
+        let mut after = query.find("after").is_some().then(|| query.integer("after", 0, 0..=i64::MAX));
+        if let Some(id) = last_event_id.and_then(|id| id.trim().parse().ok()).filter(|id| *id >= 0) {
+            after = Some(id);
+        }
+        let filter = filter_of(&query);
+        query.finish()?;
+        Ok(Wanted { session: Session::new(filter, after), envelope, after })
+    }
+
+    /// Refuses a position that this log never reached.
+    async fn check_position(&self, wanted: &Wanted) -> Result<Result<(), ApiError>, StoreError> {
+        let Some(after) = wanted.after.filter(|after| *after > self.hub.last_seq()) else { return Ok(Ok(())) };
+        let last = self.log.last_seq().await?;
+        Ok(if after > last { Err(seq_beyond_end(after, last)) } else { Ok(()) })
+    }
+
+    /// The next alerts for a session, waiting for them. Cancel-safe: what was not returned is not
+    /// counted as taken.
+    async fn next(&self, session: &mut Session) -> Result<Vec<Arc<hub::Entry>>, StoreError> {
+        let mut changes = self.hub.subscribe();
+        loop {
+            changes.borrow_and_update();
+            match session.take(&self.hub.recent()) {
+                session::Step::Deliver(entries) => return Ok(entries),
+                session::Step::Wait => {
+                    if changes.changed().await.is_err() {
+                        return Err(StoreError::unavailable_because("alert log", "the service is stopping"));
+                    }
+                }
+                session::Step::History => {
+                    let end = self.hub.last_seq();
+                    let mut found =
+                        self.log.list_alerts(&self.page(session, Direction::Before(i64::MAX), HISTORY)).await?;
+                    found.reverse();
+                    self.metrics.push_replays.with_label_values(&["connect"]).inc();
+                    let entries = found.into_iter().map(|alert| Arc::new(hub::Entry::new(alert))).collect();
+                    return Ok(session.replayed(entries, true, end));
+                }
+                session::Step::Replay { after, limit } => {
+                    let end = self.hub.last_seq();
+                    let found = self.log.list_alerts(&self.page(session, Direction::After(after), limit)).await?;
+                    self.metrics.push_replays.with_label_values(&["behind"]).inc();
+                    let is_complete = found.len() < limit as usize;
+                    let entries = found.into_iter().map(|alert| Arc::new(hub::Entry::new(alert))).collect();
+                    let entries = session.replayed(entries, is_complete, end);
+                    if !entries.is_empty() {
+                        return Ok(entries);
+                    }
+                }
+            }
+        }
+    }
+
+    fn page(&self, session: &Session, direction: Direction, limit: u32) -> AlertQuery {
+        AlertQuery { direction, limit, filter: session.filter().clone(), from: None, to: None }
+    }
+
+    /// Browsers send `Origin`: only pages of this host or of the configured origins may listen.
+    fn check_origin(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        let text = |name| headers.get(name).and_then(|value: &axum::http::HeaderValue| value.to_str().ok());
+        let Some(origin) = text(header::ORIGIN) else { return Ok(()) };
+        let is_same_host =
+            text(header::HOST).is_some_and(|host| origin.split_once("://").is_some_and(|(_, rest)| rest == host));
+        if is_same_host || self.origins.iter().any(|allowed| allowed == origin) {
+            return Ok(());
+        }
+        let detail = format!("pages of {origin} may not listen here; add it to API_CORS_ORIGINS if they should");
+        Err(ApiError::new(StatusCode::FORBIDDEN, "origin_not_allowed", detail))
+    }
+}
+
+/// Counts a client while it is served.
+struct Present {
+    metrics: Arc<Metrics>,
+    transport: &'static str,
+}
+
+impl Present {
+    fn new(metrics: Arc<Metrics>, transport: &'static str) -> Self {
+        metrics.push_clients.with_label_values(&[transport]).inc();
+        Self { metrics, transport }
+    }
+
+    fn delivered(&self, count: usize) {
+        self.metrics.push_delivered.with_label_values(&[self.transport]).inc_by(count as u64);
+    }
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.metrics.push_clients.with_label_values(&[self.transport]).dec();
     }
 }

@@ -1,8 +1,49 @@
-//! `/users`, `/zones`, `/stats`, `/users-dict`.
+//! `/users`, `/zones`, `/stats`, `/users-dict`: the directory over HTTP. Knows the facade alone.
+
+mod dict;
+mod users;
+mod zones;
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 
 use super::Directory;
+use crate::http::error::ApiError;
+use crate::http::extract::Query;
 
-pub fn router(directory: Directory) -> axum::Router {
-    let _ = directory;
-    todo!()
+pub fn router(directory: Directory) -> Router {
+    Router::new().merge(users::router()).merge(zones::router()).merge(dict::router()).with_state(directory)
+}
+
+const TOTAL_COUNT: HeaderName = HeaderName::from_static("x-total-count");
+
+/// (skip, limit)
+fn page(query: Option<&str>) -> Result<(usize, usize), ApiError> {
+    let mut query = Query::parse(query);
+    let skip = query.integer("skip", 0, 0..=i64::MAX);
+    let limit = query.integer("limit", 100, 1..=10_000);
+    query.finish()?;
+    Ok((usize::try_from(skip).unwrap_or(usize::MAX), usize::try_from(limit).unwrap_or(0)))
+}
+
+/// JSON whose fields keep the order in which they are written.
+fn json(value: &impl Serialize, stale: Option<Duration>) -> Result<Response, ApiError> {
+    let body = serde_json::to_vec(value)
+        .map_err(|error| ApiError::unavailable("service", "not_serializable", error.to_string()))?;
+    let mut response = ([(header::CONTENT_TYPE, "application/json")], body).into_response();
+    mark(&mut response, stale);
+    Ok(response)
+}
+
+/// An answer from before the database went away says so.
+fn mark(response: &mut Response, stale: Option<Duration>) {
+    if let Some(age) = stale {
+        response.headers_mut().insert(header::AGE, HeaderValue::from(age.as_secs()));
+        let status = HeaderValue::from_static("unified-backend; hit; detail=stale-if-error");
+        response.headers_mut().insert(HeaderName::from_static("cache-status"), status);
+    }
 }

@@ -14,6 +14,72 @@ macro_rules! require_backend {
     };
 }
 
+/// Runs a behaviour, `async fn name(database: Database)`, on each engine: the tests `name::sqlite` and
+/// `name::postgres`.
+#[macro_export]
+macro_rules! on_both_engines {
+    ($($behaviour:ident),+ $(,)?) => { $(
+        mod $behaviour {
+            use $crate::support::backends::Database;
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn sqlite() {
+                super::$behaviour(Database::sqlite()).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgres() {
+                super::$behaviour($crate::require_backend!(Database::postgres().await)).await;
+            }
+        }
+    )+ };
+}
+
+/// An empty database of a test's own, gone at its end.
+pub enum Database {
+    Sqlite(tempfile::TempDir),
+    Postgres(PostgresDatabase),
+}
+
+impl Database {
+    pub fn sqlite() -> Self {
+        Self::Sqlite(tempfile::tempdir().expect("a temporary directory"))
+    }
+
+    /// `None`: there is no PostgreSQL to be had.
+    pub async fn postgres() -> Option<Self> {
+        PostgresDatabase::create().await.map(Self::Postgres)
+    }
+
+    /// As `DATABASE_URL` takes it.
+    pub fn url(&self) -> String {
+        match self {
+            Self::Sqlite(_) => format!("sqlite:{}", self.file().expect("a file").display()),
+            Self::Postgres(database) => database.url.clone(),
+        }
+    }
+
+    /// SQLite's file.
+    pub fn file(&self) -> Option<std::path::PathBuf> {
+        match self {
+            Self::Sqlite(directory) => Some(directory.path().join("test.db")),
+            Self::Postgres(_) => None,
+        }
+    }
+
+    /// Runs plain SQL past the service, as an operator with `psql` or `sqlite3` would.
+    pub async fn execute(&self, sql: &str) {
+        match self {
+            Self::Sqlite(_) => {
+                let connection = rusqlite::Connection::open(self.file().expect("a file")).expect("the file opens");
+                connection.busy_timeout(super::app::PATIENCE).expect("a timeout can be set");
+                connection.execute_batch(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+            }
+            Self::Postgres(database) => database.execute(sql).await,
+        }
+    }
+}
+
 /// A database of its own on the PostgreSQL of `TEST_POSTGRES_URL`, dropped at the end of the test.
 pub struct PostgresDatabase {
     admin_url: String,

@@ -1,0 +1,265 @@
+//! `/users-dict`: the whole map, what changed since a token, a long poll, or a stream.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use futures_util::stream;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use tokio::sync::watch;
+
+use super::{json, mark};
+use crate::directory::dict::DictBody;
+use crate::directory::sync::FreshGuard;
+use crate::directory::{Cursor, DictDelta, Directory, Snapshot, View};
+use crate::http::error::ApiError;
+use crate::http::extract::Query;
+use crate::store_error::StoreError;
+
+const DICT_VERSION: HeaderName = HeaderName::from_static("dict-version");
+const LONGEST_WAIT_SECONDS: i64 = 60;
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Deflating more users than this for the first time is done beside the runtime's threads.
+const USERS_DEFLATED_INLINE: usize = 2_000;
+
+pub fn router() -> Router<Directory> {
+    Router::new().route("/users-dict", get(users_dict))
+}
+
+async fn users_dict(
+    State(directory): State<Directory>,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let mut query = Query::parse(query.as_deref());
+    let use_cache = query.boolean("use_cache", true);
+    let wait_seconds = query.integer("wait", 0, 0..=LONGEST_WAIT_SECONDS);
+    let resumed = headers.get("last-event-id").and_then(|value| value.to_str().ok());
+    let token = resumed.or(query.find("since")).map(str::to_owned);
+    query.finish()?;
+    if accepts(&headers, header::ACCEPT, "text/event-stream") {
+        return Ok(follow(directory, token));
+    }
+    match token {
+        Some(token) => {
+            let wait = Duration::from_secs(wait_seconds.unsigned_abs());
+            changes(&directory, Cursor::parse(&token), wait).await
+        }
+        None if use_cache => whole(&directory, &headers).await,
+        None => {
+            let entries = directory.read_users_dict_uncached().await?;
+            let mut response = json(&entries, None)?;
+            response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+            Ok(response)
+        }
+    }
+}
+
+async fn whole(directory: &Directory, headers: &HeaderMap) -> Result<Response, ApiError> {
+    let view = directory.read().await?;
+    let is_known = headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .any(|value| value.to_str().is_ok_and(|value| matches_etag(value, view.snapshot.dict_etag())));
+    let mut response = if is_known {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else if accepts(headers, header::ACCEPT_ENCODING, "gzip") {
+        let snapshot = view.snapshot.clone();
+        let deflate = move || snapshot.dict_gzip().clone();
+        let body = if view.snapshot.count_users() > USERS_DEFLATED_INLINE {
+            tokio::task::spawn_blocking(deflate).await.map_err(|join| StoreError::unavailable("service", join))?
+        } else {
+            deflate()
+        };
+        let mut response = stream_of(&body);
+        response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        response
+    } else {
+        stream_of(view.snapshot.dict_json())
+    };
+    describe(&mut response, &view);
+    Ok(response)
+}
+
+/// The chunks as they are, without a copy.
+fn stream_of(body: &DictBody) -> Response {
+    let chunks = stream::iter(body.chunks.clone().into_iter().map(Ok::<_, Infallible>));
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (header::CONTENT_LENGTH, HeaderValue::from(body.bytes)),
+    ];
+    (headers, Body::from_stream(chunks)).into_response()
+}
+
+fn describe(response: &mut Response, view: &View) {
+    let headers = response.headers_mut();
+    headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    if let Ok(etag) = HeaderValue::from_str(view.snapshot.dict_etag()) {
+        headers.insert(header::ETAG, etag);
+    }
+    if let Ok(version) = HeaderValue::from_str(&view.snapshot.cursor().to_string()) {
+        headers.insert(DICT_VERSION, version);
+    }
+    mark(response, view.stale);
+}
+
+/// Weak comparison (RFC 9110, section 8.8.3.2) with a list of entity tags or `*`.
+fn matches_etag(list: &str, etag: &str) -> bool {
+    let opaque = |tag: &str| tag.trim().strip_prefix("W/").unwrap_or(tag.trim()).to_owned();
+    list.trim() == "*" || list.split(',').any(|tag| opaque(tag) == opaque(etag))
+}
+
+/// Whether a header with quality values names the value, or `*` where that means any encoding.
+fn accepts(headers: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
+    let is_encoding = name == header::ACCEPT_ENCODING;
+    let values = headers.get_all(name);
+    let mut any = false;
+    for item in values.iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')) {
+        let mut parts = item.split(';').map(str::trim);
+        let value = parts.next().unwrap_or_default();
+        let refused = parts.filter_map(|part| part.strip_prefix("q=")).any(|quality| quality.parse() == Ok(0.0));
+        if value.eq_ignore_ascii_case(wanted) {
+            return !refused;
+        }
+        any |= is_encoding && value == "*" && !refused;
+    }
+    any
+}
+
+impl Serialize for DictDelta {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        struct Set<'a>(&'a [(i64, Box<str>)]);
+        impl Serialize for Set<'_> {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_map(self.0.iter().map(|(global_id, name)| (global_id, name)))
+            }
+        }
+        let deleted: Vec<String> = self.deleted.iter().map(i64::to_string).collect();
+        let mut map = serializer.serialize_map(Some(4))?;
+        map.serialize_entry("version", &self.version.to_string())?;
+        map.serialize_entry("reset", &self.reset)?;
+        map.serialize_entry("set", &Set(&self.set))?;
+        map.serialize_entry("del", &deleted)?;
+        map.end()
+    }
+}
+
+fn is_news(delta: &DictDelta) -> bool {
+    delta.reset || !delta.set.is_empty() || !delta.deleted.is_empty()
+}
+
+async fn changes(directory: &Directory, since: Option<Cursor>, wait: Duration) -> Result<Response, ApiError> {
+    let mut follower = Follower::new(directory.clone(), since);
+    let mut delta = follower.first().await?;
+    if !is_news(&delta) && !wait.is_zero() {
+        let draining = directory.draining();
+        tokio::select! {
+            next = follower.next() => delta = next?,
+            () = tokio::time::sleep(wait) => {}
+            () = draining.cancelled() => {}
+        }
+    }
+    let mut response = json(&delta, None)?;
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    if let Ok(version) = HeaderValue::from_str(&delta.version.to_string()) {
+        response.headers_mut().insert(DICT_VERSION, version);
+    }
+    Ok(response)
+}
+
+fn follow(directory: Directory, token: Option<String>) -> Response {
+    let draining = directory.draining();
+    let since = token.and_then(|token| Cursor::parse(&token));
+    let follower = Follower::new(directory, since);
+    let events = stream::unfold((follower, true), |(mut follower, is_first)| async move {
+        let delta = if is_first {
+            match follower.first().await {
+                Ok(delta) if is_news(&delta) => Ok(delta),
+                Ok(_) => follower.next().await,
+                Err(error) => Err(error),
+            }
+        } else {
+            follower.next().await
+        };
+        // A stream that cannot go on ends; the client resumes with the last id.
+        let delta = delta.ok()?;
+        let data = serde_json::to_string(&delta).ok()?;
+        let event = Event::default().id(delta.version.to_string()).data(data);
+        Some((Ok::<_, Infallible>(event), (follower, false)))
+    });
+    let events = futures_util::StreamExt::take_until(events, async move { draining.cancelled().await });
+    let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+/// One client's walk through the changes. While it lives the replica is kept fresh.
+struct Follower {
+    directory: Directory,
+    since: Option<Cursor>,
+    snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    _fresh: FreshGuard,
+}
+
+impl Follower {
+    fn new(directory: Directory, since: Option<Cursor>) -> Self {
+        let (snapshots, fresh) = (directory.follow(), directory.keep_fresh());
+        Self { directory, since, snapshots, _fresh: fresh }
+    }
+
+    /// Up to a validated moment.
+    async fn first(&mut self) -> Result<DictDelta, StoreError> {
+        self.snapshots.mark_unchanged();
+        let delta = self.directory.dict_delta(self.since.as_ref()).await?;
+        self.since = Some(delta.version.clone());
+        Ok(delta)
+    }
+
+    /// Waits for news. Cancel-safe.
+    async fn next(&mut self) -> Result<DictDelta, StoreError> {
+        loop {
+            if self.snapshots.changed().await.is_err() {
+                return Err(StoreError::unavailable_because("database", "the service is stopping"));
+            }
+            let snapshot = self.snapshots.borrow_and_update().clone();
+            let Some(snapshot) = snapshot else { continue };
+            let delta = self.directory.dict_delta_at(&snapshot, self.since.as_ref()).await?;
+            if is_news(&delta) {
+                self.since = Some(delta.version.clone());
+                return Ok(delta);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entity_tags_are_compared_weakly_and_in_lists() {
+        assert!(matches_etag(r#""a", W/"b""#, r#"W/"b""#));
+        assert!(matches_etag(r#""b""#, r#"W/"b""#));
+        assert!(matches_etag("*", r#"W/"b""#));
+        assert!(!matches_etag(r#""bb""#, r#"W/"b""#));
+    }
+
+    #[test]
+    fn gzip_is_sent_to_those_who_take_it() {
+        let accepts_gzip = |value: &'static str| {
+            let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static(value))]);
+            accepts(&headers, header::ACCEPT_ENCODING, "gzip")
+        };
+        assert!(accepts_gzip("br, gzip") && accepts_gzip("*") && accepts_gzip("gzip;q=0.5"));
+        assert!(!accepts_gzip("gzip;q=0") && !accepts_gzip("br") && !accepts_gzip("*, gzip;q=0"));
+    }
+}

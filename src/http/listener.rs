@@ -1,0 +1,290 @@
+//! The accept loop. Bounds what a client can hold: connections, the wait for its first byte, its
+//! headers, and its idleness. Knows nothing of what is served.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+use tower::ServiceExt;
+
+use crate::config::ApiConfig;
+use crate::lifecycle::Lifecycle;
+use crate::telemetry::metrics::Metrics;
+
+const BACKLOG: i32 = 4096;
+/// After a failed accept (no file descriptors, mostly): long enough for some to be given back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
+connection: close\r\ncontent-length: 82\r\n\r\n\
+{\"detail\":\"too many connections, try again in a moment\",\"code\":\"too_many_connections\"}";
+
+/// Binds the address with the options the service needs.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restarted service takes its port back while old connections linger.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Accepts until [`Lifecycle::draining`]; connections then finish what is under way.
+pub async fn serve(
+    listener: TcpListener,
+    router: axum::Router,
+    config: ApiConfig,
+    lifecycle: Lifecycle,
+    metrics: Arc<Metrics>,
+) -> anyhow::Result<()> {
+    let open = Arc::new(AtomicUsize::new(0));
+    let mut is_failing = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = lifecycle.draining().cancelled() => return Ok(()),
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                if !std::mem::replace(&mut is_failing, true) {
+                    tracing::error!(%error, "connections cannot be accepted right now; trying again (file descriptor limit?)");
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        is_failing = false;
+        if open.load(Ordering::SeqCst) >= config.max_connections {
+            metrics.http_connections_refused.with_label_values(&["full"]).inc();
+            tokio::spawn(refuse(stream));
+            continue;
+        }
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection was gone before it was served");
+            continue;
+        }
+        let place = Place::take(open.clone(), metrics.clone());
+        let connection =
+            Connection { router: router.clone(), config: config.clone(), lifecycle: lifecycle.clone(), place };
+        lifecycle.spawn_work(connection.run(stream));
+    }
+}
+
+async fn refuse(mut stream: TcpStream) {
+    let answering = tokio::time::timeout(Duration::from_secs(1), stream.write_all(REFUSAL));
+    if !matches!(answering.await, Ok(Ok(()))) {
+        tracing::debug!("a connection over the limit did not take its refusal");
+    }
+}
+
+/// One of the connections that are counted.
+struct Place {
+    open: Arc<AtomicUsize>,
+    metrics: Arc<Metrics>,
+}
+
+impl Place {
+    fn take(open: Arc<AtomicUsize>, metrics: Arc<Metrics>) -> Self {
+        open.fetch_add(1, Ordering::SeqCst);
+        metrics.http_connections.inc();
+        Self { open, metrics }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::SeqCst);
+        self.metrics.http_connections.dec();
+    }
+}
+
+struct Connection {
+    router: axum::Router,
+    config: ApiConfig,
+    lifecycle: Lifecycle,
+    place: Place,
+}
+
+impl Connection {
+    async fn run(self, stream: TcpStream) {
+        let progress = Arc::new(Progress::new());
+        let router = self.router.clone();
+        let seen = progress.clone();
+        let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+            seen.begin_request();
+            let done = RequestEnd(seen.clone());
+            let answering = router.clone().oneshot(request.map(axum::body::Body::new));
+            async move {
+                let response = answering.await;
+                drop(done);
+                response
+            }
+        });
+        let io = TokioIo::new(Watched { stream, progress: progress.clone() });
+        // Our own watch tells slow headers from idleness, which hyper's one timeout does not.
+        let serving = hyper::server::conn::http1::Builder::new()
+            .header_read_timeout(None)
+            .max_buf_size(64 * 1024)
+            .serve_connection(io, service)
+            .with_upgrades();
+        tokio::pin!(serving);
+        let pause =
+            (self.config.first_byte_timeout.min(self.config.header_timeout).min(self.config.keep_alive_timeout) / 4)
+                .clamp(Duration::from_millis(10), Duration::from_secs(1));
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                outcome = &mut serving => {
+                    if let Err(error) = outcome {
+                        tracing::debug!(%error, "a connection ended early");
+                    }
+                    return;
+                }
+                () = self.lifecycle.draining().cancelled(), if !draining => {
+                    draining = true;
+                    serving.as_mut().graceful_shutdown();
+                }
+                () = self.lifecycle.aborting().cancelled() => return,
+                () = tokio::time::sleep(pause) => {
+                    if let Some(reason) = progress.find_reason_to_close(&self.config) {
+                        if reason != "idle" {
+                            self.place.metrics.http_connections_refused.with_label_values(&[reason]).inc();
+                        }
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What a connection is doing, as far as its limits are concerned.
+struct Progress {
+    opened_at: Instant,
+    in_request: AtomicBool,
+    had_request: AtomicBool,
+    /// Milliseconds after `opened_at`, plus one; zero: no byte of a next request yet.
+    head_since: AtomicU64,
+    idle_since: AtomicU64,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self {
+            opened_at: Instant::now(),
+            in_request: AtomicBool::new(false),
+            had_request: AtomicBool::new(false),
+            head_since: AtomicU64::new(0),
+            idle_since: AtomicU64::new(0),
+        }
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.opened_at.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn saw_bytes(&self) {
+        if !self.in_request.load(Ordering::Relaxed) && self.head_since.load(Ordering::Relaxed) == 0 {
+            self.head_since.store(self.elapsed_ms() + 1, Ordering::Relaxed);
+        }
+    }
+
+    fn begin_request(&self) {
+        self.in_request.store(true, Ordering::Relaxed);
+        self.had_request.store(true, Ordering::Relaxed);
+        self.head_since.store(0, Ordering::Relaxed);
+    }
+
+    fn find_reason_to_close(&self, config: &ApiConfig) -> Option<&'static str> {
+        if self.in_request.load(Ordering::Relaxed) {
+            return None;
+        }
+        let now = self.elapsed_ms();
+        let is_over = |since: u64, limit: Duration| u128::from(now.saturating_sub(since)) > limit.as_millis();
+        match self.head_since.load(Ordering::Relaxed) {
+            0 if !self.had_request.load(Ordering::Relaxed) => {
+                is_over(0, config.first_byte_timeout).then_some("first_byte")
+            }
+            0 => is_over(self.idle_since.load(Ordering::Relaxed), config.keep_alive_timeout).then_some("idle"),
+            since => is_over(since - 1, config.header_timeout).then_some("headers"),
+        }
+    }
+}
+
+/// Marks the end of a request, however it ends. A streaming answer goes on after it: its connection
+/// is then kept by the bytes that are written.
+struct RequestEnd(Arc<Progress>);
+
+impl Drop for RequestEnd {
+    fn drop(&mut self) {
+        self.0.idle_since.store(self.0.elapsed_ms(), Ordering::Relaxed);
+        self.0.in_request.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Tells [`Progress`] when bytes come or go.
+struct Watched {
+    stream: TcpStream,
+    progress: Arc<Progress>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.progress.saw_bytes();
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
+        if matches!(polled, Poll::Ready(Ok(1..))) {
+            self.progress.idle_since.store(self.progress.elapsed_ms(), Ordering::Relaxed);
+        }
+        polled
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        if matches!(polled, Poll::Ready(Ok(1..))) {
+            self.progress.idle_since.store(self.progress.elapsed_ms(), Ordering::Relaxed);
+        }
+        polled
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

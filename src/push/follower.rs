@@ -1,0 +1,114 @@
+//! Reads the log as it grows, once per instance. The doorbell saves waiting; the poll is the truth.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::hub::{Entry, Hub};
+use crate::alerts::types::{AlertFilter, AlertQuery, Direction};
+use crate::alerts::{AlertLog, Doorbell};
+use crate::store_error::StoreError;
+use crate::telemetry::metrics::Metrics;
+
+const PAGE: u32 = 500;
+const BACKOFF: Duration = Duration::from_millis(500);
+
+pub struct Follower {
+    log: Arc<dyn AlertLog>,
+    hub: Arc<Hub>,
+    doorbell: Doorbell,
+    poll_interval: Duration,
+    metrics: Arc<Metrics>,
+}
+
+impl Follower {
+    pub fn new(
+        log: Arc<dyn AlertLog>,
+        hub: Arc<Hub>,
+        doorbell: Doorbell,
+        poll_interval: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { log, hub, doorbell, poll_interval, metrics }
+    }
+
+    pub async fn run(self, closing: CancellationToken) -> anyhow::Result<()> {
+        tokio::select! {
+            () = closing.cancelled() => Ok(()),
+            never = self.follow() => never,
+        }
+    }
+
+    async fn follow(&self) -> anyhow::Result<()> {
+        let mut is_begun = false;
+        let mut is_failing = false;
+        loop {
+            let outcome = if is_begun { self.read_on().await } else { self.begin().await };
+            match outcome {
+                Ok(is_more) => {
+                    if std::mem::take(&mut is_failing) {
+                        tracing::info!("the follower reads the alert log again");
+                    }
+                    is_begun = true;
+                    if is_more {
+                        continue;
+                    }
+                    tokio::select! {
+                        () = self.doorbell.heard() => {}
+                        () = tokio::time::sleep(self.poll_interval) => {}
+                    }
+                }
+                Err(error) => {
+                    self.metrics.push_follower_errors.inc();
+                    if !std::mem::replace(&mut is_failing, true) {
+                        tracing::warn!(%error, "the follower cannot read the alert log; streams wait, nothing is lost");
+                    }
+                    tokio::time::sleep(BACKOFF).await;
+                }
+            }
+        }
+    }
+
+    async fn begin(&self) -> Result<bool, StoreError> {
+        let last_seq = self.log.last_seq().await?;
+        self.hub.begin_at(last_seq);
+        self.metrics.alerts_last_seq.set(last_seq);
+        Ok(true)
+    }
+
+    /// Whether there may be more right away.
+    async fn read_on(&self) -> Result<bool, StoreError> {
+        let last = self.hub.last_seq();
+        let query = AlertQuery {
+            direction: Direction::After(last),
+            limit: PAGE,
+            filter: AlertFilter::default(),
+            from: None,
+            to: None,
+        };
+        let found = self.log.list_alerts(&query).await?;
+        if found.is_empty() {
+            return Ok(false);
+        }
+        // By construction of the log; checked because everything here rests on it.
+        for (expected, alert) in (last + 1..).zip(&found) {
+            if alert.seq != expected {
+                self.metrics.push_follower_errors.inc();
+                tracing::error!(
+                    expected,
+                    found = alert.seq,
+                    "the alert log has a gap: was it edited by hand? going on behind it"
+                );
+                break;
+            }
+        }
+        let is_more = found.len() == PAGE as usize;
+        let entries: Vec<_> = found.into_iter().map(|alert| Arc::new(Entry::new(alert))).collect();
+        if let Some(newest) = entries.last() {
+            self.metrics.alerts_last_seq.set(newest.seq);
+        }
+        self.hub.publish(entries);
+        Ok(is_more)
+    }
+}
