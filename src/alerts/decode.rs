@@ -189,7 +189,7 @@ fn parse_time(text: &str, zone: &jiff::tz::TimeZone) -> Option<Timestamp> {
     let text = text.trim();
     let instant = match text.parse::<jiff::Timestamp>() {
         Ok(instant) => instant,
-        Err(_) => text.parse::<jiff::civil::DateTime>().ok()?.to_zoned(zone.clone()).ok()?.timestamp(),
+        Err(_) => zone.to_timestamp(text.parse::<jiff::civil::DateTime>().ok()?).ok()?,
     };
     Some(Timestamp::from_micros(instant.as_microsecond()))
 }

@@ -242,7 +242,7 @@ fn moment(query: &mut Query, name: &'static str) -> Option<Timestamp> {
     let text = query.find(name)?.to_owned();
     let parsed = text.parse::<jiff::Timestamp>().ok().or_else(|| {
         let naive = text.parse::<jiff::civil::DateTime>().ok()?;
-        Some(naive.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
+        jiff::tz::TimeZone::UTC.to_timestamp(naive).ok()
     });
     if parsed.is_none() {
         let msg = "Input should be a valid datetime, as in 2026-11-24T09:24:00Z".to_owned();

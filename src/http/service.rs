@@ -53,7 +53,7 @@ async fn health(State(state): State<AppState>) -> Json<Value> {
         .collect()
         .iter()
         .flat_map(|family| family.get_metric())
-        .map(|metric| metric.get_counter().value())
+        .map(|metric| metric.get_counter().get_value())
         .sum();
     let is_running = checks.get(name::KAFKA).is_some_and(|check| check.state == Health::Up);
     Json(json!({

@@ -23,6 +23,11 @@ impl RedisCache {
         todo!()
     }
 
+    /// For `/health` and `/cache/stats`.
+    pub async fn get_stats(&self) -> serde_json::Value {
+        todo!()
+    }
+
     /// Starts the mirror of the users dict and the carrier of rings between instances.
     pub fn start_services(&self, directory: &Directory, doorbell: &Doorbell, lifecycle: &Lifecycle) {
         let _ = (directory, doorbell, lifecycle);

@@ -181,7 +181,7 @@ proptest! {
         }
         let now = dict_of(&snapshot);
         for (since, mut dict) in past {
-            for global_id in snapshot.find_dict_changes(&since).expect("remembered") {
+            for global_id in snapshot.find_dict_changes(&since, snapshot.cursor()).expect("remembered") {
                 match snapshot.find_user_by_global_id(global_id) {
                     Some(user) => dict.insert(global_id, user.name.to_string()),
                     None => dict.remove(&global_id),
@@ -220,9 +220,9 @@ fn unknown_foreign_and_future_tokens_are_not_followed() {
     let mut model = Model::default();
     let first = Snapshot::load(model.loaded());
     let later = first.apply(&model.transact(&[Step::PutUser { id: 1, global_id: 1, name: "a".into(), zones: vec![] }]));
-    assert_eq!(later.find_dict_changes(first.cursor()), Some(vec![1]));
-    assert_eq!(later.find_dict_changes(later.cursor()), Some(vec![]));
-    assert_eq!(first.find_dict_changes(later.cursor()), None, "the future");
+    assert_eq!(later.find_dict_changes(first.cursor(), later.cursor()), Some(vec![1]));
+    assert_eq!(later.find_dict_changes(later.cursor(), later.cursor()), Some(vec![]));
+    assert_eq!(first.find_dict_changes(later.cursor(), first.cursor()), None, "the future");
     let foreign = Cursor { epoch: 2, ..first.cursor().clone() };
-    assert_eq!(later.find_dict_changes(&foreign), None, "another database");
+    assert_eq!(later.find_dict_changes(&foreign, later.cursor()), None, "another database");
 }
