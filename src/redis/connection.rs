@@ -160,6 +160,23 @@ impl Connection {
         Err(told)
     }
 
+    /// Waits for the connection, longer than a call would.
+    pub async fn connect(&self) -> Result<(), CallError> {
+        let target = self.shared.target.as_ref().map_err(|fault| CallError::NotAvailable(fault.text.clone()))?;
+        let begun_at = now();
+        match self.connection(target).connecting.await {
+            Ok(_) => {
+                self.record_success(Access::Read, now().saturating_duration_since(begun_at));
+                Ok(())
+            }
+            Err(fault) => {
+                let told = CallError::NotAvailable(fault.text.clone());
+                self.record_failure(Access::Read, fault);
+                Err(told)
+            }
+        }
+    }
+
     /// A connection of its own, for subscriptions.
     pub async fn connect_apart(&self, pushes: Pushes) -> Result<Open, Fault> {
         let target = self.shared.target.as_ref().map_err(Clone::clone)?;

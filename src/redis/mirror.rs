@@ -333,3 +333,58 @@ fn count_wrong(page: &Fields, snapshot: &Snapshot) -> usize {
     };
     page.iter().filter(|(field, value)| !is_right(field, value)).count()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::User;
+    use crate::directory::store::Loaded;
+    use crate::time::Timestamp;
+
+    fn cursor(epoch: i64, xmax: u64) -> Cursor {
+        Cursor { epoch, xmin: xmax, xmax, xip: Vec::new() }
+    }
+
+    fn snapshot(xmax: u64, names: &[(i64, &str)]) -> Snapshot {
+        let user = |(global_id, name): &(i64, &str)| User {
+            id: *global_id,
+            global_id: *global_id,
+            name: (*name).into(),
+            zone_ids: Box::new([]),
+            created_at: Timestamp::from_micros(0),
+            updated_at: None,
+        };
+        Snapshot::load(Loaded { cursor: cursor(1, xmax), users: names.iter().map(user).collect(), zones: Vec::new() })
+    }
+
+    fn look(mark: String, fields: i64) -> Look {
+        Look { mark, fields, life_ms: 1000 }
+    }
+
+    #[test]
+    fn what_the_hash_holds_is_judged_by_content_then_by_moment() {
+        let (old, new) = (snapshot(10, &[(1, "Ann")]), snapshot(20, &[(1, "Ann"), (2, "Bob")]));
+        let mark = |snapshot: &Snapshot, cursor: &Cursor| mark_of(snapshot, cursor).to_string();
+        let mine = || mark(&new, new.cursor());
+        assert_eq!(judge(&look(mine(), 2), &new), Verdict::Equal);
+        let elsewhere = mark(&new, &cursor(9, 3));
+        assert_eq!(judge(&look(elsewhere, 2), &new), Verdict::Equal, "the same content of another history");
+        assert_eq!(judge(&look(mark(&old, old.cursor()), 1), &new), Verdict::Earlier(cursor(1, 10)));
+        assert_eq!(judge(&look(mine(), 2), &old), Verdict::Foreign, "later than we know");
+        assert_eq!(judge(&look(mark(&old, &cursor(9, 3)), 1), &new), Verdict::Foreign);
+        for broken in [look(String::new(), 2), look(mine(), 1), look(mine(), -1), look("garbage".to_owned(), 2)] {
+            assert_eq!(judge(&broken, &new), Verdict::Broken, "{broken:?}");
+        }
+    }
+
+    #[test]
+    fn wrong_fields_are_counted_whatever_they_are() {
+        let mine = snapshot(10, &[(1, "Ann"), (-2, "Zoë")]);
+        let page = |fields: &[(&str, &[u8])]| -> Fields {
+            fields.iter().map(|(field, value)| (field.as_bytes().to_vec(), value.to_vec())).collect()
+        };
+        assert_eq!(count_wrong(&page(&[("1", b"Ann"), ("-2", "Zoë".as_bytes())]), &mine), 0);
+        let wrong: [(&str, &[u8]); 5] = [("1", b"Eve"), ("01", b"Ann"), ("3", b"Ann"), ("x", b"Ann"), ("-2", b"\xff")];
+        assert_eq!(count_wrong(&page(&wrong), &mine), 5);
+    }
+}

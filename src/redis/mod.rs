@@ -68,6 +68,12 @@ impl RedisCache {
         self.mirror(directory).rebuild().await
     }
 
+    /// Waits for the connection, for those who make one call and end: a far server, or one behind TLS,
+    /// may take longer to connect to than a call may take. Everybody else just calls.
+    pub async fn connect(&self) -> Result<(), CacheError> {
+        self.inner.operations.connect().await
+    }
+
     /// Puts these entries in the place of the users dict, in one step. Where the service mirrors its
     /// directory, that wins within a tick.
     pub async fn cache_users_dict(&self, entries: &BTreeMap<i64, String>, ttl: Duration) -> Result<(), CacheError> {

@@ -45,6 +45,10 @@ impl Operations {
         Self { dict: DictHash::new(connection.clone(), dict), connection, registry: registry.to_owned() }
     }
 
+    pub async fn connect(&self) -> Result<(), CacheError> {
+        self.connection.connect().await.map_err(|error| cache_error(error, "", ""))
+    }
+
     pub async fn cache_users_dict(&self, entries: &BTreeMap<i64, String>, ttl: Duration) -> Result<(), CacheError> {
         let entries = entries.iter().map(|(global_id, name)| (*global_id, &**name));
         match self.dict.replace(None, None, entries, ttl).await.map_err(|error| self.dict_error(error))? {

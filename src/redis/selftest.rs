@@ -20,6 +20,7 @@ pub async fn run(connection: &Connection, config: &RedisConfig) -> Vec<(&'static
     let value = json!({ "text": "Zoë", "numbers": [1, 2.5, null] });
     let people = BTreeMap::from([(-1, "Ann".to_owned()), (i64::MAX, "Zoë".to_owned())]);
     let mut lines = Vec::new();
+    lines.push(("connect", operations.connect().await.map(|()| "connected".to_owned())));
     lines.push(("cache_users_dict", operations.cache_users_dict(&people, LIFE).await.map(|()| "2 people".to_owned())));
     let expected = people.iter().map(|(global_id, name)| (global_id.to_string(), name.clone())).collect();
     lines.push(("get_users_dict", operations.get_users_dict().await.and_then(|found| same(&found, &Some(expected)))));
