@@ -41,14 +41,30 @@ pub struct KeyHistory {
 /// A read that no order of the operations explains.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Violation {
-    NeverWritten { key: i64, read: String },
-    FromTheFuture { key: i64, read: String },
+    NeverWritten {
+        key: i64,
+        read: String,
+    },
+    FromTheFuture {
+        key: i64,
+        read: String,
+    },
     /// A newer version was acknowledged before the read began.
-    Stale { key: i64, read: String, versions_behind: usize },
+    Stale {
+        key: i64,
+        read: String,
+        versions_behind: usize,
+    },
     /// An earlier read had already returned a newer version.
-    WentBack { key: i64, read: String },
+    WentBack {
+        key: i64,
+        read: String,
+    },
     /// Keys that are written together were seen apart.
-    Torn { keys: (i64, i64), read: String },
+    Torn {
+        keys: (i64, i64),
+        read: String,
+    },
 }
 
 impl Read {
@@ -92,10 +108,6 @@ impl History {
         }
     }
 
-    pub fn count_reads(&self) -> usize {
-        self.keys.values().map(|history| history.reads.len()).sum()
-    }
-
     pub fn count_writes(&self) -> usize {
         self.keys.values().map(|history| history.writes.len()).sum()
     }
@@ -130,7 +142,7 @@ fn check_key(key: i64, history: KeyHistory, violations: &mut Vec<Violation>) {
         };
         // Absence may be several versions; the newest that is possible explains the most.
         let newest = invoked_by(read.ended_at);
-        let Some(version) = candidates.iter().rev().find(|version| **version <= newest).copied() else {
+        let Some(version) = newest_through(candidates, newest) else {
             violations.push(Violation::FromTheFuture { key, read: read.describe() });
             continue;
         };
@@ -165,11 +177,16 @@ fn check_monotonic(
         }
         let Some(candidates) = versions.get(&read.value) else { continue };
         let newest = invoked_by(read.ended_at);
-        let version = candidates.iter().rev().find(|version| **version <= newest).copied();
+        let version = newest_through(candidates, newest);
         if version.is_some_and(|version| version < seen) {
             violations.push(Violation::WentBack { key, read: read.describe() });
         }
     }
+}
+
+/// The last of the ascending versions that is not after `newest`.
+fn newest_through(versions: &[usize], newest: usize) -> Option<usize> {
+    versions[..versions.partition_point(|version| *version <= newest)].last().copied()
 }
 
 fn write(value: u64, invoked_at: Moment, acknowledged_at: Moment) -> Write {

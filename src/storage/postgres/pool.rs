@@ -8,7 +8,7 @@ use deadpool_postgres::{Manager, ManagerConfig, Object, Pool as Connections, Poo
 use tokio::sync::watch;
 
 use super::error::{self, DEPENDENCY};
-use super::tls::Endpoint;
+use super::connection::Endpoint;
 use crate::store_error::StoreError;
 use crate::telemetry::metrics::Metrics;
 
