@@ -12,7 +12,6 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, Limited};
-use serde_json::json;
 use tracing::Instrument;
 
 use super::error::{ApiError, ErrorBody, FailureCause};
@@ -61,7 +60,7 @@ pub async fn around(State(around): State<Around>, request: Request, next: Next) 
         tracing::debug!(%method, path, status = status.as_u16(), took_ms = took.as_millis(), "request");
     }
     if let Some(error) = response.extensions_mut().remove::<ErrorBody>() {
-        add_request_id(&mut response, &error, &id, method == Method::HEAD);
+        write_error(&mut response, &error, &id, method == Method::HEAD);
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
@@ -141,8 +140,9 @@ fn request_id(request: &Request) -> String {
     given.map_or_else(|| uuid::Uuid::new_v4().simple().to_string(), str::to_owned)
 }
 
-fn add_request_id(response: &mut Response, error: &ErrorBody, id: &str, is_head: bool) {
-    let body = json!({ "detail": error.detail, "code": error.code, "request_id": id }).to_string();
+fn write_error(response: &mut Response, error: &ErrorBody, id: &str, is_head: bool) {
+    let body = error.render(id);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     *response.body_mut() = if is_head { Body::empty() } else { Body::from(body) };
 }
