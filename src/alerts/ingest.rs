@@ -78,7 +78,11 @@ struct Appender {
 }
 
 impl Appender {
-    async fn run(self: Arc<Self>, mut requests: mpsc::Receiver<Request>, closing: CancellationToken) -> anyhow::Result<()> {
+    async fn run(
+        self: Arc<Self>,
+        mut requests: mpsc::Receiver<Request>,
+        closing: CancellationToken,
+    ) -> anyhow::Result<()> {
         self.health.report(name::ALERTS, State::Up, None);
         let mut held: Option<Request> = None;
         loop {

@@ -458,8 +458,7 @@ mod tests {
         }
         let faults = faults_of(fields.finish().expect_err("faults"));
         let named: Vec<(&str, Value)> = faults.into_iter().map(|fault| (fault.kind, fault.loc[1].clone())).collect();
-        let expected =
-            [("finite_number", json!("a")), ("string_unicode", json!("b")), ("json_invalid", json!("c"))];
+        let expected = [("finite_number", json!("a")), ("string_unicode", json!("b")), ("json_invalid", json!("c"))];
         assert_eq!(named, expected);
     }
 

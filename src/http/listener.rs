@@ -153,8 +153,7 @@ impl Connection {
             .with_upgrades();
         tokio::pin!(serving);
         let config = &self.config;
-        let limits =
-            [config.first_byte_timeout, config.header_timeout, config.keep_alive_timeout, config.body_timeout];
+        let limits = [config.first_byte_timeout, config.header_timeout, config.keep_alive_timeout, config.body_timeout];
         let shortest = limits.into_iter().min().unwrap_or_default();
         let pause = (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1));
         let mut draining = false;
