@@ -165,7 +165,6 @@ impl Listener {
 }
 
 /// Waits until something is so; panics with `what` when it does not become so.
-#[track_caller]
 pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let begin = std::time::Instant::now();
     while !is_so().await {
