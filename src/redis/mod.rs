@@ -10,6 +10,7 @@ use crate::lifecycle::Lifecycle;
 use crate::telemetry::health::HealthBoard;
 use crate::telemetry::metrics::Metrics;
 
+pub mod doctor;
 pub mod routes;
 
 /// Lazy, bounded, behind a breaker. Cheap to clone.

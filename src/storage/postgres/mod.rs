@@ -3,6 +3,7 @@
 mod alerts;
 mod codec;
 mod directory;
+pub mod doctor;
 mod error;
 mod feed;
 pub mod migrations;

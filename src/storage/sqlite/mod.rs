@@ -1,5 +1,6 @@
 //! sqlite behind the ports.
 
+pub mod doctor;
 pub mod migrations;
 
 use std::path::Path;
