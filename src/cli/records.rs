@@ -1,6 +1,6 @@
 //! Users and zones as files: JSON lines, or CSV with a header. What is written here can be read here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, BufRead, Read, Write};
 use std::path::Path;
 
@@ -76,7 +76,38 @@ pub struct Record {
 
 pub enum Reader<R> {
     Jsonl { input: io::BufReader<R>, line: u64 },
-    Csv { input: csv::Reader<R>, columns: Vec<String> },
+    Csv { input: csv::Reader<Lines<R>>, columns: Vec<String> },
+}
+
+/// Remembers where lines end, up to where they were counted. The parser's own count is that of where
+/// it stood, which blank lines and the two characters of a Windows line end put before the record.
+pub struct Lines<R> {
+    input: R,
+    bytes: u64,
+    /// Offsets of line ends.
+    ends: VecDeque<u64>,
+    counted: u64,
+}
+
+impl<R> Lines<R> {
+    /// Line ends before an offset; offsets must not go back.
+    fn count_before(&mut self, offset: u64) -> u64 {
+        while self.ends.pop_front_if(|end| *end < offset).is_some() {
+            self.counted += 1;
+        }
+        self.counted
+    }
+}
+
+impl<R: Read> Read for Lines<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.input.read(buffer)?;
+        for (offset, _) in (self.bytes..).zip(&buffer[..count]).filter(|(_, byte)| **byte == b'\n') {
+            self.ends.push_back(offset);
+        }
+        self.bytes += count as u64;
+        Ok(count)
+    }
 }
 
 impl<R: Read> Reader<R> {
@@ -85,6 +116,7 @@ impl<R: Read> Reader<R> {
         if format == Format::Jsonl {
             return Ok(Self::Jsonl { input: io::BufReader::new(input), line: 0 });
         }
+        let input = Lines { input, bytes: 0, ends: VecDeque::new(), counted: 0 };
         let mut input = csv::ReaderBuilder::new().flexible(true).from_reader(input);
         let columns: Vec<String> = input
             .byte_headers()?
@@ -122,7 +154,10 @@ impl<R: Read> Reader<R> {
                 if !input.read_byte_record(&mut row).map_err(io::Error::from)? {
                     return Ok(None);
                 }
-                let line = row.position().map_or(0, csv::Position::line);
+                // Its own line end is the last byte; those inside of it are in its cells.
+                let last = input.position().byte().saturating_sub(1);
+                let inside = row.as_slice().iter().filter(|byte| **byte == b'\n').count() as u64;
+                let line = (input.get_mut().count_before(last) + 1).saturating_sub(inside);
                 Ok(Some(Record { line, object: object_of(columns, &row) }))
             }
         }
@@ -361,6 +396,16 @@ mod tests {
         assert_eq!(read(second).zone_ids, ["x|y", "z"]);
         assert_eq!(next().object.expect_err("too long"), "5 fields, but the header names 3");
         assert_eq!(read(next()).name, "\u{1F9D1}");
+    }
+
+    #[test]
+    fn lines_are_counted_past_blank_ones_and_in_every_style_of_line_end() {
+        for end in ["\n", "\r\n"] {
+            let text = ["global_id,name", "1,A", "", "", "2,\"B\nB\"", "3,C", "4,D"].join(end);
+            let mut reader = Reader::open(text.as_bytes(), Format::Csv, Kind::Users).expect("a header");
+            let lines: Vec<u64> = std::iter::from_fn(|| reader.next().expect("memory")).map(|record| record.line).collect();
+            assert_eq!(lines, [2, 5, 7, 8], "{end:?}");
+        }
     }
 
     proptest! {

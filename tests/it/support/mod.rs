@@ -3,4 +3,5 @@
 
 pub mod app;
 pub mod backends;
+pub mod process;
 pub mod proxy;
