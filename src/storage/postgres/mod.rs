@@ -2,13 +2,13 @@
 
 mod alerts;
 mod codec;
+mod connection;
 mod directory;
 pub mod doctor;
 mod error;
 mod feed;
 pub mod migrations;
 mod pool;
-mod tls;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::connection::Endpoint;
 use self::pool::Pool;
-use self::tls::Endpoint;
 use super::{MigrationError, Storage};
 use crate::config::{DatabaseConfig, Secret};
 use crate::lifecycle::Lifecycle;

@@ -306,7 +306,7 @@ async fn read_deltas(record: Arc<Record>, directory: Directory) {
             copy.clear();
         }
         copy.extend(delta.set.iter().map(|(key, name)| (*key, value_of(name))));
-        delta.deleted.iter().for_each(|key| drop(copy.remove(key)));
+        copy.retain(|key, _| !delta.deleted.contains(key));
         // Through its text, as a client holds it.
         since = Cursor::parse(&delta.version.to_string());
         notes.read_whole(began_at, |key| copy.get(&key).copied());
@@ -350,9 +350,8 @@ async fn read_rows_over_http(record: Arc<Record>, base: String, client: reqwest:
         };
         if is_page {
             let users: Vec<serde_json::Value> = answer.json().await.expect("a page");
-            let named = |user: &serde_json::Value| {
-                Some((user["global_id"].as_i64()?, value_of(user["name"].as_str()?)))
-            };
+            let named =
+                |user: &serde_json::Value| Some((user["global_id"].as_i64()?, value_of(user["name"].as_str()?)));
             let page: BTreeMap<i64, u64> = users.iter().filter_map(named).collect();
             notes.read_whole(began_at, |key| page.get(&key).copied());
         } else {

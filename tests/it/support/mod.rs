@@ -3,5 +3,6 @@
 
 pub mod app;
 pub mod backends;
+pub mod cluster;
 pub mod process;
 pub mod proxy;
