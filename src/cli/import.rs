@@ -59,13 +59,16 @@ pub async fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<Ex
     let format = Format::of(&arguments.file, arguments.format)?;
     let (input, size) = open(&arguments.file)?;
     if arguments.dry_run && !storage::check_migrations(&config.database).await?.pending.is_empty() {
-        anyhow::bail!("the database is not up to date, and a dry run changes nothing: run `unified-backend migrate` first");
+        anyhow::bail!(
+            "the database is not up to date, and a dry run changes nothing: run `unified-backend migrate` first"
+        );
     }
     let bar = progress::of_bytes(size, "importing");
     let mut reader = Reader::open(bar.wrap_read(input), format, arguments.kind)?;
     let store = OpenStore::open(&config).await?;
     let known = Known::of(store.directory.open_feed().await?.load().await?);
-    let mut import = Import { store: &store, arguments: &arguments, known, waiting: Vec::new(), count: Count::default() };
+    let mut import =
+        Import { store: &store, arguments: &arguments, known, waiting: Vec::new(), count: Count::default() };
     while let Some(record) = reader.next().with_context(|| format!("{} cannot be read", arguments.file.display()))? {
         import.count.read += 1;
         let parsed = record.object.map_err(|fault| vec![fault]).and_then(|object| match arguments.kind {

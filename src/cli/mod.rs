@@ -169,9 +169,8 @@ mod tests {
 
     #[test]
     fn no_command_serves_and_options_of_serve_belong_to_it() {
-        let parse = |arguments: &[&str]| {
-            Cli::try_parse_from([&["unified-backend"], arguments].concat()).and_then(one_command)
-        };
+        let parse =
+            |arguments: &[&str]| Cli::try_parse_from([&["unified-backend"], arguments].concat()).and_then(one_command);
         assert!(matches!(parse(&[]), Ok((None, Command::Serve(_)))));
         let Ok((Some(_), Command::Serve(serve))) = parse(&["--demo", "--config", "x.toml"]) else { panic!("serve") };
         assert_eq!(serve, serve::Arguments { demo: true, ..serve::Arguments::default() });

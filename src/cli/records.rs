@@ -403,7 +403,8 @@ mod tests {
         for end in ["\n", "\r\n"] {
             let text = ["global_id,name", "1,A", "", "", "2,\"B\nB\"", "3,C", "4,D"].join(end);
             let mut reader = Reader::open(text.as_bytes(), Format::Csv, Kind::Users).expect("a header");
-            let lines: Vec<u64> = std::iter::from_fn(|| reader.next().expect("memory")).map(|record| record.line).collect();
+            let lines: Vec<u64> =
+                std::iter::from_fn(|| reader.next().expect("memory")).map(|record| record.line).collect();
             assert_eq!(lines, [2, 5, 7, 8], "{end:?}");
         }
     }

@@ -23,8 +23,26 @@ const FIRST_NAMES: [&str; 20] = [
 ];
 
 const LAST_NAMES: [&str; 20] = [
-    "Adeyemi", "Bergström", "Castillo", "Dubois", "Eriksen", "Fischer", "García", "Horváth", "Ivanova", "Jansen",
-    "Kowalski", "Lindqvist", "Moreau", "Nakamura", "Okafor", "Petrov", "Quispe", "Rossi", "Singh", "Tanaka",
+    "Adeyemi",
+    "Bergström",
+    "Castillo",
+    "Dubois",
+    "Eriksen",
+    "Fischer",
+    "García",
+    "Horváth",
+    "Ivanova",
+    "Jansen",
+    "Kowalski",
+    "Lindqvist",
+    "Moreau",
+    "Nakamura",
+    "Okafor",
+    "Petrov",
+    "Quispe",
+    "Rossi",
+    "Singh",
+    "Tanaka",
 ];
 
 /// Eight rooms of 10 × 8 m in two rows, a corridor of 2 m between them.

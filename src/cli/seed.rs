@@ -39,7 +39,10 @@ pub async fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<Ex
     }
     bar.finish_and_clear();
     store.close().await?;
-    print(&format!("zones: {} made, {} kept\nusers: {} made, {} kept", zones.made, zones.kept, users.made, users.kept))?;
+    print(&format!(
+        "zones: {} made, {} kept\nusers: {} made, {} kept",
+        zones.made, zones.kept, users.made, users.kept
+    ))?;
     Ok(Exit::Done)
 }
 

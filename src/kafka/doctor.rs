@@ -24,7 +24,8 @@ pub async fn examine(config: &KafkaConfig) -> Vec<Finding> {
     match looked_over.await {
         Ok((findings, None, _)) => findings,
         Ok((mut findings, Some(error), servers)) => {
-            let remedy = "is a broker running there, and do its advertised.listeners name an address that we can reach?";
+            let remedy =
+                "is a broker running there, and do its advertised.listeners name an address that we can reach?";
             findings.push(Finding::failure(SUBJECT, format!("{servers}: {error}"), remedy));
             findings
         }

@@ -61,7 +61,17 @@ async fn help_names_every_command_with_examples_and_exit_codes() {
     let directory = place();
     let help = run(directory.path(), &[], &["--help"]).await.expect(0);
     let commands = [
-        "serve", "migrate", "seed", "import", "export", "cache", "config", "doctor", "simulate", "healthcheck", "openapi",
+        "serve",
+        "migrate",
+        "seed",
+        "import",
+        "export",
+        "cache",
+        "config",
+        "doctor",
+        "simulate",
+        "healthcheck",
+        "openapi",
         "completions",
     ];
     for command in commands {
@@ -97,6 +107,10 @@ async fn wrong_usage_and_what_is_not_there_have_codes_of_their_own() {
     assert!(told.contains("REDIS_URL="), "{told}");
     let told = at(&[], &["simulate", "--kafka"]).await.expect(69);
     assert!(told.contains("KAFKA_BOOTSTRAP_SERVERS="), "{told}");
+    let told = at(&[("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")], &["simulate", "--kafka", "--duration", "1s"])
+        .await
+        .expect(69);
+    assert!(told.contains("0 published") && told.contains("the time is over"), "{told}");
     let told = at(&[("API_PORT", "1")], &["healthcheck"]).await.expect(69);
     assert!(told.contains("http://127.0.0.1:1 does not answer"), "{told}");
     at(&[("API_PORT", "x")], &["healthcheck"]).await.expect(78);
@@ -293,7 +307,11 @@ async fn the_doctor_finds_a_healthy_database_well(database: Database) {
     shell.run(&["migrate"]).await.expect(0);
     let healthy = shell.run(&["doctor"]).await.expect(0);
     assert!(!healthy.contains("FAIL") && !healthy.contains("pending"), "{healthy}");
-    for line in ["ok    config    every setting is valid", "ok    database  its schema is up to date", "ok    port      127.0.0.1:0 is free"] {
+    for line in [
+        "ok    config    every setting is valid",
+        "ok    database  its schema is up to date",
+        "ok    port      127.0.0.1:0 is free",
+    ] {
         assert!(healthy.contains(line), "{line} is missing in {healthy}");
     }
 }
@@ -317,7 +335,10 @@ async fn the_doctor_names_what_is_broken_in_postgresql_and_the_remedy() {
     }
     let away = [("DATABASE_URL", "postgres://u:hunter2@127.0.0.1:1/x")];
     let away = run(shell.path(), &away, &["doctor"]).await.expect(1);
-    assert!(away.contains("FAIL  database") && away.contains("is PostgreSQL running") && !away.contains("hunter2"), "{away}");
+    assert!(
+        away.contains("FAIL  database") && away.contains("is PostgreSQL running") && !away.contains("hunter2"),
+        "{away}"
+    );
     let mut nowhere = url::Url::parse(&shell.url).expect("a URL");
     nowhere.set_path("no_such_database");
     let nowhere = run(shell.path(), &[("DATABASE_URL", nowhere.as_str())], &["doctor"]).await.expect(1);
@@ -336,7 +357,9 @@ async fn the_doctor_names_what_is_broken_around_the_database() {
         ("API_PROT", "1"),
     ];
     let told = run(directory.path(), &settings, &["doctor"]).await.expect(1);
-    for line in ["warn  config    API_PROT", "FAIL  redis     ", "FAIL  kafka     127.0.0.1:1", "FAIL  port      127.0.0.1:"] {
+    for line in
+        ["warn  config    API_PROT", "FAIL  redis     ", "FAIL  kafka     127.0.0.1:1", "FAIL  port      127.0.0.1:"]
+    {
         assert!(told.contains(line), "{line} is missing in {told}");
     }
     let wrong = run(directory.path(), &[("API_PORT", "x"), ("LOGGING_FORMAT", "y")], &["doctor"]).await.expect(1);
@@ -348,7 +371,8 @@ async fn the_doctor_finds_healthy_redis_and_kafka_well() {
     let redis = crate::require_backend!(find_redis_url());
     let kafka = crate::require_backend!(find_kafka());
     let directory = place();
-    let settings = [("REDIS_URL", redis.as_str()), ("KAFKA_BOOTSTRAP_SERVERS", &kafka), ("KAFKA_TOPIC", "no_such_topic")];
+    let settings =
+        [("REDIS_URL", redis.as_str()), ("KAFKA_BOOTSTRAP_SERVERS", &kafka), ("KAFKA_TOPIC", "no_such_topic")];
     let told = run(directory.path(), &settings, &["doctor"]).await.expect(0);
     for line in [
         "ok    redis     Redis ",
@@ -400,8 +424,12 @@ async fn a_site_that_publishes_to_kafka_is_heard_by_the_service() {
     let settings = [("KAFKA_BOOTSTRAP_SERVERS", kafka.as_str()), ("KAFKA_TOPIC", &topic), ("KAFKA_GROUP_ID", &topic)];
     let simulate = ["simulate", "--kafka", "--rate", "100", "--duration", "1s"];
     let told = run(shell.path(), &settings, &simulate).await.expect(0);
-    assert!(told.contains("sample people and zones are used") && told.contains(&format!("Kafka topic {topic}")), "{told}");
-    let published: usize = told.lines().filter_map(|line| line.split(" published").next()?.parse().ok()).next_back().expect("a total");
+    assert!(
+        told.contains("sample people and zones are used") && told.contains(&format!("Kafka topic {topic}")),
+        "{told}"
+    );
+    let published: usize =
+        told.lines().filter_map(|line| line.split(" published").next()?.parse().ok()).next_back().expect("a total");
     assert!((90..=100).contains(&published), "{told}");
     let served = Served::start(shell.path(), &[&shell.settings()[..], &settings].concat(), &[]).await;
     until_ready(&served).await;
@@ -415,7 +443,8 @@ async fn a_site_that_publishes_to_kafka_is_heard_by_the_service() {
 #[tokio::test]
 async fn the_doctor_finds_a_damaged_file() {
     let directory = place();
-    std::fs::write(directory.path().join("people.db"), "not a database, and longer than a header ".repeat(100)).expect("a file");
+    std::fs::write(directory.path().join("people.db"), "not a database, and longer than a header ".repeat(100))
+        .expect("a file");
     let told = run(directory.path(), &[("DATABASE_URL", "sqlite:people.db")], &["doctor"]).await.expect(1);
     assert!(told.contains("people.db cannot be read: file is not a database"), "{told}");
 }
@@ -482,7 +511,10 @@ async fn a_demo_has_people_and_alerts(database: Database) {
     while !shown.contains("Ctrl-C") {
         shown.push_str(&served.next_line().await);
     }
-    assert!(shown.contains("50 people and 8 zones") && shown.contains(&format!("curl {}/users-dict", served.url)), "{shown}");
+    assert!(
+        shown.contains("50 people and 8 zones") && shown.contains(&format!("curl {}/users-dict", served.url)),
+        "{shown}"
+    );
     assert_eq!(get(&served.url, "/users-dict").await.expect(200)["1001"], "Ada Adeyemi");
     let recent = async || get(&served.url, "/messages/recent").await.expect(200);
     eventually("alerts come", async || recent().await["count"].as_u64() >= Some(2)).await;

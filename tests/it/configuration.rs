@@ -38,7 +38,8 @@ async fn nothing_set_is_a_valid_configuration() {
 async fn every_fault_is_told_at_once_with_its_value_and_where_it_came_from() {
     let directory = place();
     write(&directory, ".env", "SHUTDOWN_DRAIN_SECONDS=soon\n");
-    let file = write(&directory, "x.toml", "[kafka]\nbootstrap_servers = [\"broker:port\"]\n[alerts]\ntimezon = \"UTC\"\n");
+    let file =
+        write(&directory, "x.toml", "[kafka]\nbootstrap_servers = [\"broker:port\"]\n[alerts]\ntimezon = \"UTC\"\n");
     let settings = [("API_PORT", "http"), ("DATABASE_POOL_SIZE", "0"), ("DATABASE_URL", "mysql://root:hunter2@db/x")];
     let refused = run(directory.path(), &settings, &["config", "check", "--config", &file]).await;
     let told = refused.expect(78);
@@ -107,7 +108,8 @@ async fn secrets_are_never_printed() {
     let directory = place();
     write(&directory, ".env", "REDIS_PASSWORD=hunter2\nREDIS_HOST=cache\n");
     let file = write(&directory, "x.toml", "[kafka.property]\n\"sasl.password\" = \"hunter2\"\n");
-    let settings = [("DATABASE_URL", "postgres://app:hunter2@db/people"), ("KAFKA_PROPERTY_SSL_KEY_PASSWORD", "hunter2")];
+    let settings =
+        [("DATABASE_URL", "postgres://app:hunter2@db/people"), ("KAFKA_PROPERTY_SSL_KEY_PASSWORD", "hunter2")];
     let printed = run(directory.path(), &settings, &["config", "print", "--config", &file]).await.expect(0);
     assert!(!printed.contains("hunter2"), "{printed}");
     for line in [
@@ -163,5 +165,8 @@ async fn off_loopback_the_service_does_not_start_without_a_word_on_access() {
 async fn a_likely_slip_is_warned_of() {
     let directory = place();
     let warned = check(directory.path(), &[("API_PROT", "1"), ("PATH", "/bin"), ("KAFKA_HOME", "/opt")]).await;
-    assert_eq!(warned.errors, "warning: API_PROT (environment) is not a setting of this service; did you mean API_PORT?\n");
+    assert_eq!(
+        warned.errors,
+        "warning: API_PROT (environment) is not a setting of this service; did you mean API_PORT?\n"
+    );
 }

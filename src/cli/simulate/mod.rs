@@ -26,6 +26,8 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 const BATCH: usize = 1000;
 const OWN_PEOPLE: usize = 20;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long after its end the last alerts may still be on their way.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Simulate a site: people walk through zones, cameras publish alerts
 #[derive(clap::Args)]
@@ -68,6 +70,9 @@ pub async fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<Ex
             return Err(Failure::unavailable("Kafka is not configured: set KAFKA_BOOTSTRAP_SERVERS=host:port"));
         };
         let producer = AlertProducer::new(kafka).map_err(|error| Failure::unavailable(error.to_string()))?;
+        if let Err(error) = producer.ensure_topic().await {
+            complain(&error.to_string());
+        }
         Target::Kafka(Box::new(producer))
     } else {
         Target::Http { client, url: format!("{url}/alerts") }
@@ -86,21 +91,23 @@ pub async fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<Ex
     let mut count = Count::default();
     let begun_at = Instant::now();
     let publishing = publish(&mut site, &mut target, &arguments, &mut count);
+    let overdue = async {
+        match arguments.duration {
+            Some(duration) => tokio::time::sleep(duration + GRACE).await,
+            None => std::future::pending().await,
+        }
+    };
     let outcome = tokio::select! {
         outcome = publishing => outcome,
         _ = signals.next() => Ok(()),
+        () = overdue => Err(Failure::unavailable("the time is over, and the last alerts could not be published")),
     };
     print(&format!("{count} in {:.1} s", begun_at.elapsed().as_secs_f64()))?;
     outcome.map(|()| Exit::Done)
 }
 
 /// Until the duration is over.
-async fn publish(
-    site: &mut Site,
-    target: &mut Target,
-    arguments: &Arguments,
-    count: &mut Count,
-) -> anyhow::Result<()> {
+async fn publish(site: &mut Site, target: &mut Target, arguments: &Arguments, count: &mut Count) -> anyhow::Result<()> {
     let begun_at = Instant::now();
     let mut reported_at = begun_at;
     let mut ticks = tokio::time::interval(TICK);
@@ -117,8 +124,7 @@ async fn publish(
         // After an outage life goes on; it is not made up for in one burst.
         owed = owed.min(arguments.rate.max(1.0));
         while owed >= 1.0 {
-            let alerts: Vec<Alert> =
-                (0..BATCH.min(owed as usize)).map(|_| site.next_alert(Timestamp::now())).collect();
+            let alerts: Vec<Alert> = (0..BATCH.min(owed as usize)).map(|_| site.next_alert(Timestamp::now())).collect();
             owed -= alerts.len() as f64;
             target.publish(&alerts, count).await?;
         }
@@ -156,15 +162,12 @@ impl std::fmt::Display for Count {
 }
 
 /// `wanted` people of those there are, and strangers where there are not enough.
-pub fn site_of(
-    mut areas: Vec<Area>,
-    mut people: Vec<Person>,
-    wanted: Option<u32>,
-    seed: u64,
-) -> anyhow::Result<Site> {
+pub fn site_of(mut areas: Vec<Area>, mut people: Vec<Person>, wanted: Option<u32>, seed: u64) -> anyhow::Result<Site> {
     if areas.is_empty() {
         let zones = sample::zones().into_iter();
-        areas = zones.map(|zone| Area { zone_id: zone.zone_id, zone_name: zone.zone_name, corners: zone.corners }).collect();
+        areas = zones
+            .map(|zone| Area { zone_id: zone.zone_id, zone_name: zone.zone_name, corners: zone.corners })
+            .collect();
     }
     if people.is_empty() {
         let users = sample::users(OWN_PEOPLE).into_iter();
@@ -198,11 +201,13 @@ async fn fetch(client: &reqwest::Client, url: &str) -> anyhow::Result<(Vec<Area>
     let zones: Vec<Zone> = get(client, &format!("{url}/zones?limit=10000")).await?;
     let users: Vec<User> = get(client, &format!("{url}/users?limit=10000")).await?;
     let areas = zones.into_iter().map(|zone| {
-        let coordinate = |axis: &str, corner: usize| zone.rest[&format!("{axis}{}", corner + 1)].as_f64().unwrap_or(0.0);
+        let coordinate =
+            |axis: &str, corner: usize| zone.rest[&format!("{axis}{}", corner + 1)].as_f64().unwrap_or(0.0);
         let corners: Corners = std::array::from_fn(|corner| [coordinate("x", corner), coordinate("y", corner)]);
         Area { zone_id: zone.zone_id.clone(), zone_name: zone.zone_name.clone(), corners }
     });
-    let person = |user: User| Person { global_id: Some(user.global_id), name: Some(user.name), zone_ids: user.zone_ids };
+    let person =
+        |user: User| Person { global_id: Some(user.global_id), name: Some(user.name), zone_ids: user.zone_ids };
     Ok((areas.collect(), users.into_iter().map(person).collect()))
 }
 

@@ -85,9 +85,10 @@ impl Site {
                 Walker { person, at, target, goal: at }
             })
             .collect();
-        let bounds = areas.iter().flat_map(|area| area.corners).fold([f64::MAX, f64::MIN], |[low, high], [x, y]| {
-            [low.min(x).min(y), high.max(x).max(y)]
-        });
+        let bounds = areas
+            .iter()
+            .flat_map(|area| area.corners)
+            .fold([f64::MAX, f64::MIN], |[low, high], [x, y]| [low.min(x).min(y), high.max(x).max(y)]);
         let stride = (bounds[1] - bounds[0]) / STRIDES_ACROSS;
         Some(Self { run, frames: vec![0; areas.len()], areas, walkers, turn: 0, stride, alerts: 0, random })
     }
@@ -125,7 +126,8 @@ impl Site {
         let Self { areas, walkers, random, .. } = self;
         let (zone, Walker { person, at, .. }) = (&areas[area], &walkers[index]);
         let is_partly_seen = random.random_bool(0.1);
-        let iop = if is_partly_seen { random.random_range(0.1..THRESHOLD) } else { random.random_range(THRESHOLD..1.0) };
+        let iop =
+            if is_partly_seen { random.random_range(0.1..THRESHOLD) } else { random.random_range(THRESHOLD..1.0) };
         let status = match person.zone_ids.contains(&zone.zone_id) {
             _ if is_partly_seen => "incomplete",
             true => "authorized",
@@ -241,7 +243,13 @@ mod tests {
             let margin = |value: f64, low: f64| (low - 0.001..=low + 4.001).contains(&value);
             assert!(margin(alert.x, zone.corners[0][0]) && margin(alert.y, zone.corners[0][1]), "{alert:?}");
             let may_be = matches!((alert.user_id, alert.zone_id.as_str()), (Some(1), "a") | (Some(2), "b"));
-            let expected = if alert.iop < THRESHOLD { "incomplete" } else if may_be { "authorized" } else { "violation" };
+            let expected = if alert.iop < THRESHOLD {
+                "incomplete"
+            } else if may_be {
+                "authorized"
+            } else {
+                "violation"
+            };
             assert_eq!(alert.status, expected, "{alert:?}");
             assert!(events.insert(alert.event_id), "an event id twice");
             *statuses.entry((alert.user_id, alert.status)).or_default() += 1;
@@ -254,7 +262,8 @@ mod tests {
     #[test]
     fn an_alert_has_the_fields_that_detectors_send() {
         let alert = serde_json::to_string(&site(1).next_alert(Timestamp::from_micros(0))).expect("JSON");
-        let fields = ["user_id", "user_name", "camera_id", "zone_id", "zone_name", "iop", "threshold", "status", "timestamp"];
+        let fields =
+            ["user_id", "user_name", "camera_id", "zone_id", "zone_name", "iop", "threshold", "status", "timestamp"];
         assert!(fields.iter().all(|field| alert.contains(&format!("\"{field}\":"))), "{alert}");
         assert!(alert.contains("1970-01-01T00:00:00.000000Z"), "{alert}");
     }

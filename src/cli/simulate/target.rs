@@ -48,7 +48,9 @@ impl Target {
                         count.rejected += answer.rejected.len() as u64;
                         return Ok(());
                     }
-                    Ok(response) if response.status().is_server_error() => format!("{url} answers {}", response.status()),
+                    Ok(response) if response.status().is_server_error() => {
+                        format!("{url} answers {}", response.status())
+                    }
                     Ok(response) => {
                         let status = response.status();
                         anyhow::bail!("{url} answers {status}: {}", response.text().await.unwrap_or_default());

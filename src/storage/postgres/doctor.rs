@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
+use super::connection::Endpoint;
 use super::migrations;
-use super::tls::Endpoint;
 use crate::config::Secret;
 use crate::storage::MigrationError;
 use crate::store_error::{StoreError, describe};

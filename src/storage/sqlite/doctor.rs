@@ -26,8 +26,14 @@ pub async fn examine(path: &Path) -> Vec<Finding> {
         findings.push(Finding::ok(SUBJECT, format!("SQLite: {} will be made at the first start", path.display())));
     }
     if access(&directory, Access::WRITE_OK).is_err() {
-        let remedy = format!("let the service's user write there: chown it, or choose another place in DATABASE_URL=sqlite:PATH");
-        findings.push(Finding::failure(SUBJECT, format!("the directory {} is not writable", directory.display()), remedy));
+        let remedy = format!(
+            "let the service's user write there: chown it, or choose another place in DATABASE_URL=sqlite:PATH"
+        );
+        findings.push(Finding::failure(
+            SUBJECT,
+            format!("the directory {} is not writable", directory.display()),
+            remedy,
+        ));
     }
     findings.extend(examine_space(&directory));
     findings
@@ -51,7 +57,8 @@ async fn examine_file(path: &Path, findings: &mut Vec<Finding>) {
     }
     let file = path.to_owned();
     let checked = tokio::task::spawn_blocking(move || check_integrity(&file)).await;
-    let checked = checked.map_err(|error| error.to_string()).and_then(|checked| checked.map_err(|error| describe(&error)));
+    let checked =
+        checked.map_err(|error| error.to_string()).and_then(|checked| checked.map_err(|error| describe(&error)));
     match checked {
         Ok(faults) if faults.is_empty() => {
             let detail = format!("SQLite {}: {} is whole", rusqlite::version(), path.display());
@@ -59,11 +66,16 @@ async fn examine_file(path: &Path, findings: &mut Vec<Finding>) {
         }
         Ok(faults) => {
             let remedy = "stop the service, keep a copy, and restore the last backup (or try `sqlite3 FILE .recover`)";
-            findings.push(Finding::failure(SUBJECT, format!("{} is damaged: {}", path.display(), faults.join("; ")), remedy));
+            findings.push(Finding::failure(
+                SUBJECT,
+                format!("{} is damaged: {}", path.display(), faults.join("; ")),
+                remedy,
+            ));
             return;
         }
         Err(detail) => {
-            let remedy = "is it an SQLite database? Choose another file in DATABASE_URL=sqlite:PATH, or restore a backup";
+            let remedy =
+                "is it an SQLite database? Choose another file in DATABASE_URL=sqlite:PATH, or restore a backup";
             findings.push(Finding::failure(SUBJECT, format!("{} cannot be read: {detail}", path.display()), remedy));
             return;
         }
@@ -83,7 +95,8 @@ async fn examine_file(path: &Path, findings: &mut Vec<Finding>) {
 
 /// What is damaged; a connection of its own that cannot write.
 fn check_integrity(path: &Path) -> rusqlite::Result<Vec<String>> {
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     let mut statement = connection.prepare("PRAGMA quick_check(5)")?;
     let lines = statement.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
     Ok(lines.into_iter().filter(|line| line != "ok").collect())

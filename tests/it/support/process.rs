@@ -48,7 +48,11 @@ pub async fn run_with_input(directory: &Path, settings: &[(&str, &str)], argumen
     let ended = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
     let ended = ended.unwrap_or_else(|_| panic!("{arguments:?} does not end")).expect("its output can be read");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    Ended { code: ended.status.code().expect("it ended by itself"), output: text(ended.stdout), errors: text(ended.stderr) }
+    Ended {
+        code: ended.status.code().expect("it ended by itself"),
+        output: text(ended.stdout),
+        errors: text(ended.stderr),
+    }
 }
 
 /// A service that serves.
