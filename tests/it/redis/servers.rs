@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use ::redis::cmd;
 use unified_backend::telemetry::health::{State, name};
 
-use super::{add_user, cache_with, passes_the_selftest, redis_health};
+use super::{PATIENT, add_user, cache_with, passes_the_selftest, redis_health};
 use crate::require_backend;
 use crate::support::app::{TestApp, eventually};
 use crate::support::backends::Database;
@@ -70,7 +70,7 @@ impl Drop for PrivateRedis {
 async fn a_redis_that_refuses_writes_is_told_and_used_again_when_it_takes_them() {
     let server = require_backend!(PrivateRedis::start(&["--save", ""]).await);
     let database = require_backend!(Database::postgres().await);
-    let app = TestApp::start_ready(&database, &[("REDIS_URL", &server.url())]).await;
+    let app = TestApp::start_ready(&database, &[("REDIS_URL", &server.url()), PATIENT]).await;
     let cases: [(&[&str], &[&str], &str); 2] = [
         (&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"], "read-only replica"),
         (&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"], "maxmemory"),
@@ -100,7 +100,7 @@ async fn a_cluster_is_used_as_one() {
     server.run(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await;
     let database = require_backend!(Database::postgres().await);
     let url = format!("{0},{0}", server.url());
-    let app = TestApp::start_ready(&database, &[("REDIS_URL", &url)]).await;
+    let app = TestApp::start_ready(&database, &[("REDIS_URL", &url), PATIENT]).await;
     add_user(&app, 1, "Ann").await;
     let cache = app.state.redis.clone().expect("configured");
     eventually("mirrored in the cluster", async || {
