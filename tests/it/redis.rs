@@ -33,8 +33,16 @@ struct Stage {
 
 impl Stage {
     async fn set() -> Option<Self> {
+        Self::set_on(Database::sqlite()).await
+    }
+
+    /// For several instances: SQLite is for one.
+    async fn set_for_several() -> Option<Self> {
+        Self::set_on(Database::postgres().await?).await
+    }
+
+    async fn set_on(database: Database) -> Option<Self> {
         let url = find_redis_url()?;
-        let database = Database::postgres().await?;
         Some(Self { redis: emptied(&url).await, database, url })
     }
 
@@ -93,7 +101,7 @@ async fn add_user(app: &TestApp, global_id: i64, name: &str) -> i64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_hash_follows_every_write_whoever_makes_it() {
-    let stage = require_backend!(Stage::set().await);
+    let stage = require_backend!(Stage::set_for_several().await);
     let app = stage.start(&[]).await;
     let id = add_user(&app, 1, "Ann").await;
     add_user(&app, -7, "Zoë \"Quote\" \u{1f600}").await;
@@ -178,7 +186,7 @@ async fn a_living_service_renews_the_life_of_the_hash_long_before_its_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_instances_write_one_hash_without_undoing_each_other() {
-    let stage = require_backend!(Stage::set().await);
+    let stage = require_backend!(Stage::set_for_several().await);
     let (one, two) = (stage.start(&[]).await, stage.start(&[]).await);
     for number in 0..30 {
         let (app, other) = if number % 2 == 0 { (&one, &two) } else { (&two, &one) };
@@ -198,7 +206,7 @@ async fn two_instances_write_one_hash_without_undoing_each_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn services_with_databases_of_their_own_do_not_fight_over_one_hash() {
     let stage = require_backend!(Stage::set().await);
-    let elsewhere = require_backend!(Database::postgres().await);
+    let elsewhere = Database::sqlite();
     let one = stage.start(&[]).await;
     add_user(&one, 1, "Ann").await;
     stage.until_mirrored(&one).await;
@@ -263,8 +271,9 @@ async fn an_empty_dict_is_an_absent_key_and_is_written_once() {
 async fn a_large_change_becomes_a_new_dict_and_a_large_dict_is_read_in_pages() {
     let stage = require_backend!(Stage::set().await);
     let app = stage.start(&[]).await;
-    let sql = "INSERT INTO \"user\" (global_id, name) SELECT n, 'person ' || n FROM generate_series(1, 20000) n";
-    stage.database.execute(sql).await;
+    let numbers = "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 20000)";
+    let people = "INSERT INTO \"user\" (global_id, name)";
+    stage.database.execute(&format!("{people} {numbers} SELECT n, 'person ' || n FROM numbers")).await;
     stage.until_mirrored(&app).await;
     assert_eq!(stage.hash().await.len(), 20_000);
     let read = app.state.redis.as_ref().expect("configured").get_users_dict().await.expect("read").expect("there");
@@ -465,7 +474,8 @@ async fn the_cache_routes_say_what_the_contract_says() {
     assert_eq!(stage.hash().await, BTreeMap::from([("1".into(), "Ann".into())]), "done when it is answered");
     assert_eq!(app.get("/cache/stats").await.expect(200)["directory"]["rebuilds"], rebuilds + 1);
 
-    let without = TestApp::start_ready(&stage.database, &[]).await;
+    let elsewhere = Database::sqlite();
+    let without = TestApp::start_ready(&elsewhere, &[]).await;
     without.get("/users-dict").await.expect(200);
     let stats = without.get("/cache/stats").await.expect(200);
     assert_eq!((&stats["enabled"], stats["directory"]["version"].is_string()), (&json!(false), true));
@@ -479,7 +489,7 @@ async fn the_cache_routes_say_what_the_contract_says() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_alert_posted_to_one_instance_rings_at_the_other() {
-    let stage = require_backend!(Stage::set().await);
+    let stage = require_backend!(Stage::set_for_several().await);
     let settings = [("ALERTS_POLL_INTERVAL_MS", "10000")];
     let (one, two) = (stage.start(&settings).await, stage.start(&settings).await);
     let subscribers = async || {

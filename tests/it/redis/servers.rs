@@ -69,7 +69,7 @@ impl Drop for PrivateRedis {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_refuses_writes_is_told_and_used_again_when_it_takes_them() {
     let server = require_backend!(PrivateRedis::start(&["--save", ""]).await);
-    let database = require_backend!(Database::postgres().await);
+    let database = Database::sqlite();
     let app = TestApp::start_ready(&database, &[("REDIS_URL", &server.url()), PATIENT]).await;
     let cases: [(&[&str], &[&str], &str); 2] = [
         (&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"], "read-only replica"),
@@ -98,7 +98,7 @@ async fn a_redis_that_refuses_writes_is_told_and_used_again_when_it_takes_them()
 async fn a_cluster_is_used_as_one() {
     let server = require_backend!(PrivateRedis::start(&["--save", "", "--cluster-enabled", "yes"]).await);
     server.run(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await;
-    let database = require_backend!(Database::postgres().await);
+    let database = Database::sqlite();
     let url = format!("{0},{0}", server.url());
     let app = TestApp::start_ready(&database, &[("REDIS_URL", &url), PATIENT]).await;
     add_user(&app, 1, "Ann").await;
