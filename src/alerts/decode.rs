@@ -21,6 +21,8 @@ pub const MAX_DEPTH: usize = 128;
 
 /// Characters of an event id.
 const EVENT_ID_CHARACTERS: std::ops::RangeInclusive<usize> = 1..=200;
+/// From the year 1 to the end of 9999.
+const RFC_3339_MICROS: std::ops::Range<i64> = -62_135_596_800_000_000..253_402_300_800_000_000;
 /// Longer values are shown, but no filter asks for them; an index could not hold them.
 const COLUMN_BYTES: usize = 500;
 
@@ -191,7 +193,9 @@ fn parse_time(text: &str, zone: &jiff::tz::TimeZone) -> Option<Timestamp> {
         Ok(instant) => instant,
         Err(_) => zone.to_timestamp(text.parse::<jiff::civil::DateTime>().ok()?).ok()?,
     };
-    Some(Timestamp::from_micros(instant.as_microsecond()))
+    // Years that RFC 3339 has no spelling for are no times of alerts, and some databases refuse them.
+    let micros = instant.as_microsecond();
+    RFC_3339_MICROS.contains(&micros).then_some(Timestamp::from_micros(micros))
 }
 
 #[cfg(test)]
