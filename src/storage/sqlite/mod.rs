@@ -82,7 +82,7 @@ impl Keeper {
                 _ => anyhow::anyhow!("{thread} ended"),
             }),
         };
-        self.pool.close();
+        ends.extend(self.pool.close().into_iter().map(end));
         // What is queued is committed, and the lock given back.
         while ends.next().await.is_some() {}
         outcome

@@ -8,12 +8,13 @@
 use std::fs::File;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use prometheus::IntGauge;
 use rusqlite::Connection;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::connection::{Access, Opened, Session};
@@ -37,7 +38,14 @@ pub struct Pool {
     obstacle: watch::Receiver<Option<String>>,
     /// Why the last group was not committed; `None` when it was.
     write_failure: Arc<Mutex<Option<String>>>,
+    private: Arc<Mutex<Vec<Private>>>,
     metrics: Arc<Metrics>,
+}
+
+/// A thread whose queue somebody else owns.
+struct Private {
+    sender: Weak<Mutex<Option<Sender>>>,
+    thread: Thread,
 }
 
 /// How a unit of work may end besides its result.
@@ -67,9 +75,10 @@ pub struct Thread {
 /// Work on its way to threads; closed by [`Queue::close`] or with its last clone.
 #[derive(Clone)]
 pub struct Queue {
-    sender: Arc<Mutex<Option<mpsc::UnboundedSender<Box<dyn Unit>>>>>,
+    sender: Arc<Mutex<Option<Sender>>>,
 }
 
+type Sender = mpsc::UnboundedSender<Box<dyn Unit>>;
 type Arrivals = mpsc::UnboundedReceiver<Box<dyn Unit>>;
 
 impl Pool {
@@ -98,14 +107,19 @@ impl Pool {
         }
         metrics.store_pool_connections.set(i64::try_from(threads.len()).unwrap_or(i64::MAX));
         metrics.store_pool_idle.set(i64::try_from(threads.len()).unwrap_or(i64::MAX));
-        Ok((Self { writes, reads, path: path.clone(), limit, obstacle, write_failure, metrics }, threads))
+        let (path, private) = (path.clone(), Arc::default());
+        Ok((Self { writes, reads, path, limit, obstacle, write_failure, private, metrics }, threads))
     }
 
     /// A thread and connection of its own, for a session that must not queue behind other readers.
     pub fn open_private(&self, name: &'static str) -> Result<Queue, StoreError> {
         self.check_obstacle()?;
         let (queue, questions) = Queue::new();
-        spawn_reader(name, &self.path, self.limit, Arc::new(Mutex::new(questions)), self.metrics.clone())?;
+        let questions = Arc::new(Mutex::new(questions));
+        let thread = spawn_reader(name, &self.path, self.limit, questions, self.metrics.clone())?;
+        let mut private = self.private.lock();
+        private.retain_mut(|private| private.thread.ended.try_recv() == Err(TryRecvError::Empty));
+        private.push(Private { sender: Arc::downgrade(&queue.sender), thread });
         Ok(queue)
     }
 
@@ -157,10 +171,19 @@ impl Pool {
         self.write_failure.lock().clone()
     }
 
-    /// The threads finish what is queued and end.
-    pub fn close(&self) {
+    /// The threads finish what is queued and end. Gives those that [`Pool::open_private`] started: the
+    /// file is left alone only after they ended too.
+    pub fn close(&self) -> Vec<Thread> {
         self.writes.close();
         self.reads.close();
+        let private = std::mem::take(&mut *self.private.lock());
+        let close = |private: Private| {
+            if let Some(sender) = private.sender.upgrade() {
+                sender.lock().take();
+            }
+            private.thread
+        };
+        private.into_iter().map(close).collect()
     }
 
     pub fn path(&self) -> &Arc<Path> {
