@@ -36,7 +36,7 @@ pub struct Pool {
     limit: Duration,
     /// Why nothing can be done yet; `None` once the schema is there.
     obstacle: watch::Receiver<Option<String>>,
-    /// Why the last group was not committed; `None` when it was.
+    /// Why the last group was not committed, or one of its units failed; `None` when all went well.
     write_failure: Arc<Mutex<Option<String>>>,
     private: Arc<Mutex<Vec<Private>>>,
     metrics: Arc<Metrics>,
@@ -171,10 +171,8 @@ impl Pool {
         self.write_failure.lock().clone()
     }
 
-    /// The threads finish what is queued and end. Gives those that [`Pool::open_private`] started: the
-    /// file is left alone only after they ended too.
-    pub fn close(&self) -> Vec<Thread> {
-        self.writes.close();
+    /// The readers finish what is queued and end. Gives those that [`Pool::open_private`] started.
+    pub fn close_reads(&self) -> Vec<Thread> {
         self.reads.close();
         let private = std::mem::take(&mut *self.private.lock());
         let close = |private: Private| {
@@ -184,6 +182,11 @@ impl Pool {
             private.thread
         };
         private.into_iter().map(close).collect()
+    }
+
+    /// The writer commits what is queued and ends.
+    pub fn close_writes(&self) {
+        self.writes.close();
     }
 
     pub fn path(&self) -> &Arc<Path> {
@@ -314,7 +317,9 @@ fn write_groups(
             session.discard();
             metrics.store_pool_discarded.inc();
         }
-        *write_failure.lock() = fate.as_ref().err().map(StoreError::to_string);
+        let of_units = || group.iter().find_map(|unit| unit.find_failure());
+        *write_failure.lock() =
+            fate.as_ref().err().map(StoreError::repeat).or_else(of_units).map(|error| error.to_string());
         for unit in group.drain(..) {
             unit.answer(fate.as_ref().copied());
         }
@@ -322,24 +327,34 @@ fn write_groups(
     }
 }
 
-/// One transaction; each unit has a savepoint, so that the failure of one does not undo the others.
+/// One transaction; each unit has a savepoint, so that the failure of one does not undo the others. One
+/// that is alone needs none, which spares a large append the copies that a savepoint keeps.
 fn commit_group(session: &mut Session, group: &mut [Box<dyn Unit>]) -> Result<(), StoreError> {
     let connection = session.connection()?;
     execute(connection, "BEGIN IMMEDIATE")?;
+    if let [unit] = group {
+        let ended_well = carry_out(connection, unit)?;
+        return execute(connection, if ended_well { "COMMIT" } else { "ROLLBACK" });
+    }
     for unit in group {
         execute(connection, "SAVEPOINT unit")?;
-        let ended_well = unit.carry_out(connection);
-        // Some failures, a full disk among them, end the whole transaction.
-        if connection.is_autocommit() {
-            let unexplained = || StoreError::unavailable_because(DEPENDENCY, "the transaction was lost");
-            return Err(unit.find_failure().unwrap_or_else(unexplained));
-        }
-        if !ended_well {
+        if !carry_out(connection, unit)? {
             execute(connection, "ROLLBACK TO unit")?;
         }
         execute(connection, "RELEASE unit")?;
     }
     execute(connection, "COMMIT")
+}
+
+/// Whether the unit ended well. The error is that of the whole group: some failures, a full disk among
+/// them, end the transaction.
+fn carry_out(connection: &Opened, unit: &mut Box<dyn Unit>) -> Result<bool, StoreError> {
+    let ended_well = unit.carry_out(connection);
+    if connection.is_autocommit() {
+        let unexplained = || StoreError::unavailable_because(DEPENDENCY, "the transaction was lost");
+        return Err(unit.find_failure().unwrap_or_else(unexplained));
+    }
+    Ok(ended_well)
 }
 
 fn execute(connection: &Connection, sql: &'static str) -> Result<(), StoreError> {

@@ -111,6 +111,7 @@ async fn tokens_of_writes_that_a_restore_undid_are_not_followed() {
     let token = store.directory.open_feed().await.expect("a feed").load().await.expect("everything").cursor;
 
     store.close().await;
+    assert!(!path.with_file_name("test.db-wal").exists(), "an orderly stop leaves one file");
     std::fs::copy(&backup, &path).expect("restored");
     let store = Store::open(&database).await;
     let feed = store.directory.open_feed().await.expect("a feed");
