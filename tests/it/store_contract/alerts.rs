@@ -27,6 +27,7 @@ on_both_engines!(
     filters_are_alternatives_within_a_field_and_all_fields_must_match,
     a_window_of_time_has_its_beginning_and_not_its_end,
     concurrent_appends_leave_no_hole_and_no_double,
+    a_batch_that_cannot_be_stored_leaves_nothing_and_hurts_nobody,
     an_empty_batch_is_no_error,
 );
 
@@ -337,6 +338,26 @@ async fn concurrent_appends_leave_no_hole_and_no_double(database: Database) {
     assert!(seqs.iter().copied().eq(1..=expected), "{} numbers, {expected} expected", seqs.len());
     assert_eq!(store.alerts.last_seq().await.expect("the log answers"), expected);
     assert_eq!(store.seqs(&query(Direction::After(0), 1000)).await, seqs[..seqs.len().min(1000)]);
+}
+
+async fn a_batch_that_cannot_be_stored_leaves_nothing_and_hurts_nobody(database: Database) {
+    let store = Store::open(&database).await;
+    let claim = store.alerts.claim_partition("t", 0).await.expect("claimed");
+    let mut broken = alerts_of([event("first"), text_alert("{}")]);
+    broken.alerts[1].alert.body = Bytes::from_static(&[b'{', 0xff, b'}']);
+    broken.dead_letters.push(letter(1, b"x"));
+    broken.advances.push(advance(0, claim, 10));
+    let appends = (0..64).map(|turn| {
+        let batch = if turn % 2 == 0 { broken.clone() } else { alerts_of([text_alert("{}"), text_alert("{}")]) };
+        let log = store.alerts.clone();
+        tokio::spawn(async move { log.append(&batch).await.map(|appended| appended.seqs.len()).ok() })
+    });
+    let outcomes: Vec<_> = join_all(appends).await.into_iter().map(|task| task.expect("no panic")).collect();
+    assert!(outcomes.iter().enumerate().all(|(turn, stored)| *stored == (turn % 2 == 1).then_some(2)), "{outcomes:?}");
+    assert!(store.seqs(&query(Direction::After(0), 1000)).await.into_iter().eq(1..=64));
+    assert!(store.alerts.list_dead_letters(0, 10).await.expect("the log answers").is_empty());
+    assert_eq!(store.alerts.list_positions().await.expect("the log answers")[0].2, claim);
+    assert_eq!(store.append(alerts_of([event("first")])).await, [Some(65)]);
 }
 
 async fn an_empty_batch_is_no_error(database: Database) {
