@@ -74,8 +74,8 @@ impl DirectoryStore for PostgresDirectory {
     }
 
     async fn open_feed(&self) -> Result<Arc<dyn DirectoryFeed>, StoreError> {
-        // The pool's obstacle is the feed's too: before the migration there is nothing to follow.
-        self.pool.run("open_feed", move |lease| async move { Ok((lease, ())) }).await?;
+        // Before the migration there is nothing to follow.
+        self.pool.until_usable().await;
         Ok(Arc::new(Feed::open(&self.endpoint, self.limit).await?))
     }
 }

@@ -110,6 +110,13 @@ impl Pool {
         }
     }
 
+    /// Waits until the schema is there.
+    pub async fn until_usable(&self) {
+        if self.obstacle.clone().wait_for(Option::is_none).await.is_err() {
+            tracing::debug!("the database's keeper ended before the schema was there");
+        }
+    }
+
     fn limit_ms(&self) -> u64 {
         u64::try_from(self.limit.as_millis()).unwrap_or(u64::MAX)
     }

@@ -55,6 +55,8 @@ impl DirectoryStore for SqliteDirectory {
     }
 
     async fn open_feed(&self) -> Result<Arc<dyn DirectoryFeed>, StoreError> {
+        // Before the migration there is nothing to follow.
+        self.pool.until_usable().await;
         Ok(Arc::new(Feed::open(&self.pool).await?))
     }
 }

@@ -159,6 +159,13 @@ impl Pool {
         result
     }
 
+    /// Waits until the schema is there.
+    pub async fn until_usable(&self) {
+        if self.obstacle.clone().wait_for(Option::is_none).await.is_err() {
+            tracing::debug!("the database's keeper ended before the schema was there");
+        }
+    }
+
     fn check_obstacle(&self) -> Result<(), StoreError> {
         match self.obstacle.borrow().as_ref() {
             Some(obstacle) => Err(StoreError::unavailable_because(DEPENDENCY, obstacle.clone())),
