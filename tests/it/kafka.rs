@@ -265,7 +265,8 @@ async fn what_is_no_alert_becomes_a_dead_letter(database: Database) {
     mock.topics.send(0, Some(br#"{"last":true}"#)).await;
 
     // As text: 1e999 is more than the test's own JSON reader takes.
-    eventually("the last alert is stored", async || app.get("/messages/recent").await.text().contains("\"last\"")).await;
+    eventually("the last alert is stored", async || app.get("/messages/recent").await.text().contains("\"last\""))
+        .await;
     let recent = app.get("/messages/recent").await;
     assert!(recent.text().starts_with("{\"count\":5,"), "{}", recent.text());
     for text in odd {
@@ -385,6 +386,24 @@ async fn a_broker_that_goes_away_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_freezes_is_noticed_and_used_again_when_it_thaws() {
+    let database = require_backend!(Database::postgres().await);
+    let mock = Mock::start(1);
+    let app = TestApp::start_ready(&database, &mock.topics.settings(&[])).await;
+    mock.topics.send_numbered(1, 0..5).await;
+    until_stored_once(&app, 1, 5).await;
+    mock.cluster.broker_round_trip_time(-1, Duration::from_secs(60)).expect("the broker is slow");
+    until_kafka(&app, "degraded", "broker").await;
+    let begun_at = Instant::now();
+    assert_eq!(app.get("/health/ready").await.status, 200);
+    assert!(begun_at.elapsed() < Duration::from_secs(1));
+    mock.cluster.broker_round_trip_time(-1, Duration::ZERO).expect("the broker is quick");
+    mock.topics.send_numbered(1, 5..10).await;
+    until_stored_once(&app, 1, 10).await;
+    until_kafka(&app, "up", "").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn topics_that_appear_later_are_read() {
     let database = require_backend!(Database::postgres().await);
     let mock = Mock::start_without_topic();
@@ -453,6 +472,10 @@ async fn a_database_that_is_away_costs_nothing_and_pauses_the_consumer() {
             received - 2 * begin >= 20_000 && received - 2 * begin < 30_000
         })
         .await;
+        eventually("the lag is known all the same", async || {
+            check(&app).await["lag"] == json!({"person_reid_alerts/0": 20_000, "person_reid_alerts/1": 20_000})
+        })
+        .await;
         proxy.set(Network::Works);
         until_stored_once(&app, 2, begin + 20_000).await;
         until_kafka(&app, "up", "").await;
@@ -484,10 +507,21 @@ async fn batches_whose_answer_was_lost_are_neither_lost_nor_doubled() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_service_takes_over() {
+    takes_over("cooperative-sticky").await;
+}
+
+/// As operators may choose; the library then knows only whole assignments.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_service_takes_over_where_the_group_rebalances_eagerly() {
+    takes_over("range").await;
+}
+
+async fn takes_over(strategy: &str) {
     let database = require_backend!(Database::postgres().await);
     let mock = Mock::start(4);
-    let first = TestApp::start_ready(&database, &mock.topics.settings(&[])).await;
-    let second = TestApp::start_ready(&database, &mock.topics.settings(&[])).await;
+    let strategy = [("KAFKA_PROPERTY_PARTITION_ASSIGNMENT_STRATEGY", strategy)];
+    let first = TestApp::start_ready(&database, &mock.topics.settings(&strategy)).await;
+    let second = TestApp::start_ready(&database, &mock.topics.settings(&strategy)).await;
     let assigned = async |app: &TestApp| check(app).await["partitions_assigned"].as_i64().unwrap_or(0);
     eventually("they share the partitions", async || assigned(&first).await == 2 && assigned(&second).await == 2).await;
     mock.topics.send_numbered(4, 0..200).await;
