@@ -108,10 +108,6 @@ impl History {
         }
     }
 
-    pub fn count_reads(&self) -> usize {
-        self.keys.values().map(|history| history.reads.len()).sum()
-    }
-
     pub fn count_writes(&self) -> usize {
         self.keys.values().map(|history| history.writes.len()).sum()
     }
@@ -146,7 +142,7 @@ fn check_key(key: i64, history: KeyHistory, violations: &mut Vec<Violation>) {
         };
         // Absence may be several versions; the newest that is possible explains the most.
         let newest = invoked_by(read.ended_at);
-        let Some(version) = candidates.iter().rev().find(|version| **version <= newest).copied() else {
+        let Some(version) = newest_through(candidates, newest) else {
             violations.push(Violation::FromTheFuture { key, read: read.describe() });
             continue;
         };
@@ -181,11 +177,16 @@ fn check_monotonic(
         }
         let Some(candidates) = versions.get(&read.value) else { continue };
         let newest = invoked_by(read.ended_at);
-        let version = candidates.iter().rev().find(|version| **version <= newest).copied();
+        let version = newest_through(candidates, newest);
         if version.is_some_and(|version| version < seen) {
             violations.push(Violation::WentBack { key, read: read.describe() });
         }
     }
+}
+
+/// The last of the ascending versions that is not after `newest`.
+fn newest_through(versions: &[usize], newest: usize) -> Option<usize> {
+    versions[..versions.partition_point(|version| *version <= newest)].last().copied()
 }
 
 fn write(value: u64, invoked_at: Moment, acknowledged_at: Moment) -> Write {

@@ -14,7 +14,7 @@ use tokio_postgres::{Client, Row, Statement};
 use super::codec::Time;
 use super::directory::zone_of;
 use super::error::{DEPENDENCY, translate};
-use super::tls::Endpoint;
+use super::connection::Endpoint;
 use crate::directory::store::{Changes, DirectoryFeed, Loaded, Progress, ResetReason};
 use crate::directory::{Cursor, User, Zone};
 use crate::store_error::StoreError;
@@ -34,11 +34,11 @@ WITH epoch AS (
 ), log AS MATERIALIZED (
     SELECT user_id, zone_id FROM directory_change
     WHERE (xid >= $1::text::xid8 OR xid = ANY ($2::text[]::xid8[])) AND (SELECT born FROM epoch) = $3
-    LIMIT $4 + 1
+    LIMIT $4::bigint + 1
 ), users AS (
-    SELECT DISTINCT user_id FROM log WHERE user_id IS NOT NULL AND (SELECT count(*) FROM log) <= $4
+    SELECT DISTINCT user_id FROM log WHERE user_id IS NOT NULL AND (SELECT count(*) FROM log) <= $4::bigint
 ), zones AS (
-    SELECT DISTINCT zone_id FROM log WHERE zone_id IS NOT NULL AND (SELECT count(*) FROM log) <= $4
+    SELECT DISTINCT zone_id FROM log WHERE zone_id IS NOT NULL AND (SELECT count(*) FROM log) <= $4::bigint
 )
 SELECT 0 AS kind, pg_current_snapshot()::text AS key, NULL AS name, NULL::timestamptz AS created_at,
     NULL::timestamptz AS updated_at, NULL::float8 AS x1, NULL::float8 AS y1, NULL::float8 AS x2, NULL::float8 AS y2,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::error::DEPENDENCY;
-use super::tls::Endpoint;
+use super::connection::Endpoint;
 use crate::config::Secret;
 use crate::storage::{MigrationError, MigrationReport};
 use crate::store_error::{StoreError, describe};

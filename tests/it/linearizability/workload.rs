@@ -71,7 +71,7 @@ impl Workload {
             let seed = self.plan.seed + index as u64;
             let keys = (first_key..first_key + self.plan.keys_per_writer).collect();
             tasks.spawn(write_commands(record.clone(), directory.clone(), keys, seed));
-            for _ in 0..2 {
+            for _ in 0..8 {
                 tasks.spawn(read_snapshots(record.clone(), directory.clone()));
             }
             tasks.spawn(read_deltas(record.clone(), directory.clone()));
@@ -109,7 +109,7 @@ impl Workload {
 struct Record {
     begin: Instant,
     history: Mutex<History>,
-    keys: Mutex<Vec<i64>>,
+    keys: Mutex<Arc<Vec<i64>>>,
     /// Writers share it for each write; who empties the table has it alone.
     turn: tokio::sync::RwLock<()>,
     last_value: AtomicU64,
@@ -162,7 +162,11 @@ impl Record {
     }
 
     fn adopt(&self, key: i64) {
-        self.keys.lock().expect("no panic").push(key);
+        Arc::make_mut(&mut *self.keys.lock().expect("no panic")).push(key);
+    }
+
+    fn keys(&self) -> Arc<Vec<i64>> {
+        self.keys.lock().expect("no panic").clone()
     }
 
     fn wrote(&self, key: i64, value: Option<u64>, invoked_at: Moment, is_known: bool) {
@@ -174,23 +178,48 @@ impl Record {
         self.history.lock().expect("no panic").write(key, Write { value, invoked_at, acknowledged_at });
     }
 
-    fn read_whole(&self, reader: &'static str, began_at: Moment, value_of: impl Fn(i64) -> Option<u64>) {
-        let read = Read { began_at, ended_at: self.now(), value: None, reader };
-        let keys = self.keys.lock().expect("no panic").clone();
-        let map = keys.iter().filter_map(|key| Some((*key, value_of(*key)?))).collect();
-        self.history.lock().expect("no panic").read_whole(&keys, &[PAIR], &map, &read);
-        self.reads.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn read_one(&self, reader: &'static str, began_at: Moment, key: i64, value: Option<u64>) {
-        let read = Read { began_at, ended_at: self.now(), value, reader };
-        self.history.lock().expect("no panic").read(key, read);
-        self.reads.fetch_add(1, Ordering::Relaxed);
-    }
-
     async fn failed_read(&self) {
+        let failed = self.failed_reads.load(Ordering::Relaxed);
+        assert!(failed < 10 * self.wanted_reads, "nearly every read fails");
         self.failed_reads.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+/// What one reader saw, kept to itself until it is done.
+struct Notes {
+    record: Arc<Record>,
+    reader: &'static str,
+    reads: Vec<(Moment, Moment, Arc<Vec<i64>>, Vec<Option<u64>>)>,
+}
+
+impl Notes {
+    fn new(record: &Arc<Record>, reader: &'static str) -> Self {
+        Self { record: record.clone(), reader, reads: Vec::new() }
+    }
+
+    fn read_whole(&mut self, began_at: Moment, value_of: impl Fn(i64) -> Option<u64>) {
+        let (ended_at, keys) = (self.record.now(), self.record.keys());
+        let values = keys.iter().map(|key| value_of(*key)).collect();
+        self.reads.push((began_at, ended_at, keys, values));
+        self.record.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn read_one(&mut self, began_at: Moment, key: i64, value: Option<u64>) {
+        self.reads.push((began_at, self.record.now(), Arc::new(vec![key]), vec![value]));
+        self.record.reads.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Notes {
+    fn drop(&mut self) {
+        let mut history = self.record.history.lock().expect("no panic");
+        for (began_at, ended_at, keys, values) in self.reads.drain(..) {
+            let read = Read { began_at, ended_at, value: None, reader: self.reader };
+            let map = keys.iter().zip(values).filter_map(|(key, value)| Some((*key, value?))).collect();
+            let together: &[(i64, i64)] = if keys.len() > 1 { &[PAIR] } else { &[] };
+            history.read_whole(&keys, together, &map, &read);
+        }
     }
 }
 
@@ -215,7 +244,7 @@ async fn write_commands(record: Arc<Record>, directory: Directory, mut keys: Vec
     while !record.is_over() {
         let index = random.random_range(0..keys.len());
         let key = keys[index];
-        let _turn = record.turn.read().await;
+        let turn = record.turn.read().await;
         let is_present = record.present.lock().expect("no panic").get(&key).copied().unwrap_or(false);
         let id = ids.get(&key).copied().filter(|_| is_present);
         let value = record.next_value();
@@ -246,16 +275,17 @@ async fn write_commands(record: Arc<Record>, directory: Directory, mut keys: Vec
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             }
         }
-        drop(_turn);
-        tokio::task::yield_now().await;
+        drop(turn);
+        pause().await;
     }
 }
 
 async fn read_snapshots(record: Arc<Record>, directory: Directory) {
+    let mut notes = Notes::new(&record, "snapshot");
     while !record.is_over() {
         let began_at = record.now();
         match directory.read().await {
-            Ok(view) => record.read_whole("snapshot", began_at, |key| value_in(&view.snapshot, key)),
+            Ok(view) => notes.read_whole(began_at, |key| value_in(&view.snapshot, key)),
             Err(_) => record.failed_read().await,
         }
     }
@@ -263,6 +293,7 @@ async fn read_snapshots(record: Arc<Record>, directory: Directory) {
 
 /// Keeps a copy of the dict by its deltas alone.
 async fn read_deltas(record: Arc<Record>, directory: Directory) {
+    let mut notes = Notes::new(&record, "delta");
     let mut copy: BTreeMap<i64, u64> = BTreeMap::new();
     let mut since: Option<Cursor> = None;
     while !record.is_over() {
@@ -275,14 +306,15 @@ async fn read_deltas(record: Arc<Record>, directory: Directory) {
             copy.clear();
         }
         copy.extend(delta.set.iter().map(|(key, name)| (*key, value_of(name))));
-        delta.deleted.iter().for_each(|key| drop(copy.remove(key)));
+        copy.retain(|key, _| !delta.deleted.contains(key));
         // Through its text, as a client holds it.
         since = Cursor::parse(&delta.version.to_string());
-        record.read_whole("delta", began_at, |key| copy.get(&key).copied());
+        notes.read_whole(began_at, |key| copy.get(&key).copied());
     }
 }
 
 async fn read_dict_over_http(record: Arc<Record>, base: String, client: reqwest::Client) {
+    let mut notes = Notes::new(&record, "dict over HTTP");
     let paths = ["/users-dict", "/users-dict?use_cache=false", "/users-dict"];
     for path in paths.iter().cycle() {
         if record.is_over() {
@@ -295,18 +327,17 @@ async fn read_dict_over_http(record: Arc<Record>, base: String, client: reqwest:
             continue;
         };
         let dict: BTreeMap<String, String> = answer.json().await.expect("the dict");
-        record.read_whole(path, began_at, |key| dict.get(&key.to_string()).map(|name| value_of(name)));
+        notes.read_whole(began_at, |key| dict.get(&key.to_string()).map(|name| value_of(name)));
     }
 }
 
 async fn read_rows_over_http(record: Arc<Record>, base: String, client: reqwest::Client) {
+    let mut notes = Notes::new(&record, "rows over HTTP");
     let mut turn = 0;
     while !record.is_over() {
         turn += 1;
-        let key = {
-            let keys = record.keys.lock().expect("no panic");
-            keys.get(turn % keys.len().max(1)).copied().unwrap_or(1)
-        };
+        let keys = record.keys();
+        let key = keys.get(turn % keys.len().max(1)).copied().unwrap_or(1);
         let is_page = turn % 2 == 0;
         let path = if is_page { "/users?limit=10000".to_owned() } else { format!("/users/global/{key}") };
         let began_at = record.now();
@@ -322,10 +353,10 @@ async fn read_rows_over_http(record: Arc<Record>, base: String, client: reqwest:
             let named =
                 |user: &serde_json::Value| Some((user["global_id"].as_i64()?, value_of(user["name"].as_str()?)));
             let page: BTreeMap<i64, u64> = users.iter().filter_map(named).collect();
-            record.read_whole("/users", began_at, |key| page.get(&key).copied());
+            notes.read_whole(began_at, |key| page.get(&key).copied());
         } else {
             let user: serde_json::Value = answer.json().await.expect("a user or an error");
-            record.read_one("/users/global", began_at, key, user["name"].as_str().map(value_of));
+            notes.read_one(began_at, key, user["name"].as_str().map(value_of));
         }
     }
 }
@@ -336,11 +367,16 @@ async fn upsert(client: &impl tokio_postgres::GenericClient, key: i64, value: u6
     client.execute(sql, &[&key, &name_of(value)]).await.expect("an upsert");
 }
 
+/// Between two writes of one writer, so that readers have the machine most of the time.
+async fn pause() {
+    tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+}
+
 async fn write_pairs(record: Arc<Record>, mut client: tokio_postgres::Client) {
     record.adopt(PAIR.0);
     record.adopt(PAIR.1);
     while !record.is_over() {
-        let _turn = record.turn.read().await;
+        let turn = record.turn.read().await;
         let value = record.next_value();
         let invoked_at = record.now();
         let transaction = client.transaction().await.expect("a transaction");
@@ -349,6 +385,8 @@ async fn write_pairs(record: Arc<Record>, mut client: tokio_postgres::Client) {
         transaction.commit().await.expect("a commit");
         record.wrote(PAIR.0, Some(value), invoked_at, true);
         record.wrote(PAIR.1, Some(value), invoked_at, true);
+        drop(turn);
+        pause().await;
     }
 }
 
@@ -356,11 +394,11 @@ async fn write_pairs(record: Arc<Record>, mut client: tokio_postgres::Client) {
 async fn write_between_savepoints(record: Arc<Record>, mut client: tokio_postgres::Client) {
     record.adopt(SAVEPOINT_KEY);
     while !record.is_over() {
-        let _turn = record.turn.read().await;
+        let turn = record.turn.read().await;
         let (undone, value, given_up) = (record.next_value(), record.next_value(), record.next_value());
         let invoked_at = record.now();
         let mut transaction = client.transaction().await.expect("a transaction");
-        let savepoint = transaction.savepoint("inner").await.expect("a savepoint");
+        let savepoint = transaction.savepoint("undone").await.expect("a savepoint");
         upsert(&savepoint, SAVEPOINT_KEY, undone).await;
         savepoint.rollback().await.expect("back to the savepoint");
         upsert(&transaction, SAVEPOINT_KEY, value).await;
@@ -369,6 +407,8 @@ async fn write_between_savepoints(record: Arc<Record>, mut client: tokio_postgre
         let transaction = client.transaction().await.expect("a transaction");
         upsert(&transaction, SAVEPOINT_KEY, given_up).await;
         transaction.rollback().await.expect("a rollback");
+        drop(turn);
+        pause().await;
     }
 }
 
@@ -376,7 +416,7 @@ async fn write_by_copy(record: Arc<Record>, client: tokio_postgres::Client) {
     use futures_util::SinkExt;
     record.adopt(COPY_KEY);
     while !record.is_over() {
-        let _turn = record.turn.read().await;
+        let turn = record.turn.read().await;
         let value = record.next_value();
         let invoked_at = record.now();
         let sink = client.copy_in(r#"COPY "user" (global_id, name) FROM STDIN"#).await.expect("COPY begins");
@@ -388,17 +428,21 @@ async fn write_by_copy(record: Arc<Record>, client: tokio_postgres::Client) {
         let invoked_at = record.now();
         client.execute(r#"DELETE FROM "user" WHERE global_id = $1"#, &[&COPY_KEY]).await.expect("a deletion");
         record.wrote(COPY_KEY, None, invoked_at, true);
+        drop(turn);
+        pause().await;
     }
 }
 
 async fn write_statements(record: Arc<Record>, client: tokio_postgres::Client) {
     record.adopt(STATEMENT_KEY);
     while !record.is_over() {
-        let _turn = record.turn.read().await;
+        let turn = record.turn.read().await;
         let value = record.next_value();
         let invoked_at = record.now();
         upsert(&client, STATEMENT_KEY, value).await;
         record.wrote(STATEMENT_KEY, Some(value), invoked_at, true);
+        drop(turn);
+        pause().await;
     }
 }
 
