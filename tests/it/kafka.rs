@@ -6,17 +6,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
-use rdkafka::mocking::MockCluster;
-use rdkafka::producer::{DefaultProducerContext, FutureProducer, FutureRecord};
+use rdkafka::admin::{AdminOptions, NewPartitions};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 
-use crate::support::app::{PATIENCE, TestApp, eventually};
+use crate::support::app::{TestApp, eventually};
 use crate::support::backends::{Database, find_kafka};
+use crate::support::kafka::{Mock, Topics, admin, numbered};
 use crate::support::proxy::{Network, Proxy};
 use crate::{on_both_engines, require_backend};
 
@@ -25,106 +21,13 @@ on_both_engines!(
     what_is_no_alert_becomes_a_dead_letter,
     a_restart_goes_on_where_the_log_ends,
     a_gap_and_a_new_topic_are_told_and_survived,
+    a_service_does_not_wait_for_a_broker_that_refuses,
+    a_service_does_not_wait_for_a_broker_that_is_silent,
+    topics_that_appear_later_are_read,
+    a_first_start_goes_on_where_the_group_was,
+    who_is_fenced_gives_the_partition_up_and_takes_it_again_while_it_is_assigned,
+    mostly_poison_raises_an_alarm_and_the_flow_goes_on,
 );
-
-/// A cluster in this process, gone at the end of the test.
-struct Mock {
-    cluster: MockCluster<'static, DefaultProducerContext>,
-    topics: Topics,
-}
-
-/// Where a test writes to.
-struct Topics {
-    servers: String,
-    topic: String,
-    producer: FutureProducer,
-}
-
-impl Mock {
-    fn start(partitions: i32) -> Self {
-        let mock = Self::start_without_topic();
-        mock.cluster.create_topic(&mock.topics.topic, partitions, 1).expect("the topic is created");
-        mock
-    }
-
-    fn start_without_topic() -> Self {
-        let cluster = MockCluster::new(1).expect("a mock cluster");
-        let topics = Topics::of(cluster.bootstrap_servers(), "person_reid_alerts".to_owned());
-        Self { cluster, topics }
-    }
-}
-
-impl Topics {
-    fn of(servers: String, topic: String) -> Self {
-        let producer = ClientConfig::new()
-            .set("bootstrap.servers", &servers)
-            .set("message.max.bytes", "20000000")
-            .set("linger.ms", "2")
-            .create()
-            .expect("a producer");
-        Self { servers, topic, producer }
-    }
-
-    /// A topic of its own on the real server; several partitions.
-    async fn create(servers: &str, partitions: i32) -> Self {
-        let topic = format!("alerts-{}", uuid::Uuid::new_v4().simple());
-        let new = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1)).set("max.message.bytes", "20000000");
-        let created = admin(servers).create_topics([&new], &AdminOptions::new()).await.expect("the server answers");
-        assert!(created.iter().all(Result::is_ok), "{created:?}");
-        Self::of(servers.to_owned(), topic)
-    }
-
-    /// Kafka as a service is told of it; `more` are added.
-    fn settings<'a>(&'a self, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
-        let mut settings = vec![
-            ("KAFKA_BOOTSTRAP_SERVERS", self.servers.as_str()),
-            ("KAFKA_TOPIC", self.topic.as_str()),
-            ("KAFKA_PROPERTY_TOPIC_METADATA_REFRESH_INTERVAL_MS", "500"),
-            ("KAFKA_PROPERTY_STATISTICS_INTERVAL_MS", "200"),
-        ];
-        // The first of a name counts.
-        settings.retain(|(name, _)| !more.iter().any(|(other, _)| other == name));
-        settings.extend_from_slice(more);
-        settings
-    }
-
-    async fn send(&self, partition: i32, value: Option<&[u8]>) {
-        let mut record = FutureRecord::<(), [u8]>::to(&self.topic).partition(partition);
-        record.payload = value;
-        self.producer.send(record, PATIENCE).await.expect("the broker takes the message");
-    }
-
-    /// Alerts `{"partition":p,"n":n}` with n of the range, to each of the partitions in turn.
-    async fn send_numbered(&self, partitions: i32, numbers: std::ops::Range<i64>) {
-        let texts: Vec<_> =
-            numbers.flat_map(|n| (0..partitions).map(move |partition| (partition, numbered(partition, n)))).collect();
-        let deliveries = texts.iter().map(|(partition, text)| {
-            let record = FutureRecord::<(), str>::to(&self.topic).partition(*partition).payload(text);
-            self.producer.send(record, PATIENCE)
-        });
-        for delivered in join_all(deliveries).await {
-            delivered.expect("the broker takes the message");
-        }
-    }
-
-    fn consumer(&self, group: &str) -> BaseConsumer {
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", &self.servers).set("group.id", group).set("enable.auto.commit", "false");
-        config.create().expect("a consumer")
-    }
-
-    fn watermarks(&self, partition: i32) -> (i64, i64) {
-        self.consumer("watermarks").fetch_watermarks(&self.topic, partition, PATIENCE).expect("the broker answers")
-    }
-}
-
-fn admin(servers: &str) -> AdminClient<DefaultClientContext> {
-    ClientConfig::new().set("bootstrap.servers", servers).create().expect("an admin client")
-}
-
-fn numbered(partition: i32, n: i64) -> String {
-    format!(r#"{{"partition":{partition},"n":{n},"camera_id":{partition},"status":"violation"}}"#)
-}
 
 /// Everything in the log, oldest first.
 async fn list_alerts(app: &TestApp) -> Vec<Value> {
@@ -221,11 +124,7 @@ async fn alerts_arrive_once_and_in_order(database: Database) {
     assert_eq!(metric(&app, r#"kafka_messages_total{partition="0",topic="person_reid_alerts"}"#).await, 300);
     // The broker is told too, for tools that show lag.
     eventually("the group's offsets are committed", async || {
-        let consumer = mock.topics.consumer("person_reid_ui_consumers");
-        let mut list = TopicPartitionList::new();
-        list.add_partition(&mock.topics.topic, 1);
-        let committed = consumer.committed_offsets(list, PATIENCE).expect("the broker answers");
-        committed.elements()[0].offset() == Offset::Offset(300)
+        mock.topics.committed("person_reid_ui_consumers", 1) == Offset::Offset(300)
     })
     .await;
     app.stop().await.expect("an orderly stop");
@@ -300,15 +199,7 @@ async fn a_restart_goes_on_where_the_log_ends(database: Database) {
     until_stored_once(&app, 2, 100).await;
     drop(app);
     // And for this one it is put back to the beginning.
-    let mut beginning = TopicPartitionList::new();
-    for partition in 0..2 {
-        let added = beginning.add_partition_offset(&mock.topics.topic, partition, Offset::Offset(0));
-        added.expect("an offset");
-    }
-    let consumer = mock.topics.consumer("third");
-    consumer.assign(&beginning).expect("assigned");
-    consumer.commit(&beginning, CommitMode::Sync).expect("committed");
-    drop(consumer);
+    mock.topics.commit("third", &[(0, 0), (1, 0)]);
     let app = TestApp::start_ready(&database, &mock.topics.settings(&[("KAFKA_GROUP_ID", "third")])).await;
     mock.topics.send_numbered(2, 100..110).await;
     until_stored_once(&app, 2, 110).await;
@@ -344,35 +235,39 @@ async fn a_gap_and_a_new_topic_are_told_and_survived(database: Database) {
     eventually("the flow goes on", async || list_alerts(&app).await.len() == count + 4).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_service_does_not_wait_for_a_broker_and_uses_it_when_it_comes() {
-    for network in [Network::Down, Network::Frozen] {
-        let database = require_backend!(Database::postgres().await);
-        let mock = Mock::start(1);
-        let proxy = Proxy::start(&mock.topics.servers).await;
-        proxy.set(network);
-        let address = proxy.address.to_string();
-        let begun_at = Instant::now();
-        let app = TestApp::start(&database, &mock.topics.settings(&[("KAFKA_BOOTSTRAP_SERVERS", &address)])).await;
-        assert_eq!(app.get("/health/live").await.status, 200);
-        assert!(begun_at.elapsed() < Duration::from_secs(1), "{:?}", begun_at.elapsed());
-        app.until_ready().await;
-        until_kafka(&app, "degraded", &format!("no broker of {address}")).await;
-        let since = check(&app).await["since"].clone();
-        app.post("/alerts", json!({"by": "http"})).await.expect(200);
-        assert_eq!(check(&app).await["since"], since, "{network:?}");
-        assert_eq!(app.get("/health/ready").await.status, 200);
+async fn a_service_does_not_wait_for_a_broker_that_refuses(database: Database) {
+    comes_later(database, Network::Down).await;
+}
 
-        mock.topics.send_numbered(1, 0..5).await;
-        proxy.set(Network::Works);
-        eventually("the alerts are stored", async || list_alerts(&app).await.len() == 6).await;
-        until_kafka(&app, "up", "").await;
-    }
+async fn a_service_does_not_wait_for_a_broker_that_is_silent(database: Database) {
+    comes_later(database, Network::Frozen).await;
+}
+
+async fn comes_later(database: Database, network: Network) {
+    let mock = Mock::start(1);
+    let proxy = Proxy::start(&mock.topics.servers).await;
+    proxy.set(network);
+    let address = proxy.address.to_string();
+    let begun_at = Instant::now();
+    let app = TestApp::start(&database, &mock.topics.settings(&[("KAFKA_BOOTSTRAP_SERVERS", &address)])).await;
+    assert_eq!(app.get("/health/live").await.status, 200);
+    assert!(begun_at.elapsed() < Duration::from_secs(1), "{:?}", begun_at.elapsed());
+    app.until_ready().await;
+    until_kafka(&app, "degraded", &format!("no broker of {address}")).await;
+    let since = check(&app).await["since"].clone();
+    app.post("/alerts", json!({"by": "http"})).await.expect(200);
+    assert_eq!(check(&app).await["since"], since, "{network:?}");
+    assert_eq!(app.get("/health/ready").await.status, 200);
+
+    mock.topics.send_numbered(1, 0..5).await;
+    proxy.set(Network::Works);
+    eventually("the alerts are stored", async || list_alerts(&app).await.len() == 6).await;
+    until_kafka(&app, "up", "").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_goes_away_comes_back() {
-    let database = require_backend!(Database::postgres().await);
+    let database = Database::sqlite();
     let mock = Mock::start(1);
     let app = TestApp::start_ready(&database, &mock.topics.settings(&[])).await;
     mock.topics.send_numbered(1, 0..5).await;
@@ -387,7 +282,7 @@ async fn a_broker_that_goes_away_comes_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_freezes_is_noticed_and_used_again_when_it_thaws() {
-    let database = require_backend!(Database::postgres().await);
+    let database = Database::sqlite();
     let mock = Mock::start(1);
     let app = TestApp::start_ready(&database, &mock.topics.settings(&[])).await;
     mock.topics.send_numbered(1, 0..5).await;
@@ -403,9 +298,7 @@ async fn a_broker_that_freezes_is_noticed_and_used_again_when_it_thaws() {
     until_kafka(&app, "up", "").await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn topics_that_appear_later_are_read() {
-    let database = require_backend!(Database::postgres().await);
+async fn topics_that_appear_later_are_read(database: Database) {
     let mock = Mock::start_without_topic();
     let topics = "person_reid_alerts, ^camera-.*";
     let app = TestApp::start_ready(&database, &mock.topics.settings(&[("KAFKA_TOPIC", topics)])).await;
@@ -421,17 +314,10 @@ async fn topics_that_appear_later_are_read() {
     assert_eq!(list_alerts(&app).await[3]["source"], "kafka:camera-7/0/0");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_first_start_goes_on_where_the_group_was() {
-    let database = require_backend!(Database::postgres().await);
+async fn a_first_start_goes_on_where_the_group_was(database: Database) {
     let mock = Mock::start(2);
     mock.topics.send_numbered(2, 0..10).await;
-    let mut place = TopicPartitionList::new();
-    place.add_partition_offset(&mock.topics.topic, 0, Offset::Offset(7)).expect("an offset");
-    let consumer = mock.topics.consumer("python");
-    consumer.assign(&place).expect("assigned");
-    consumer.commit(&place, CommitMode::Sync).expect("committed");
-    drop(consumer);
+    mock.topics.commit("python", &[(0, 7)]);
     // Partition 1 has nothing committed and is begun where the property says.
     let settings = [("KAFKA_GROUP_ID", "python"), ("KAFKA_PROPERTY_AUTO_OFFSET_RESET", "latest")];
     let app = TestApp::start_ready(&database, &mock.topics.settings(&settings)).await;
@@ -538,9 +424,7 @@ async fn takes_over(strategy: &str) {
     eventually("the second has all", async || assigned(&second).await == 4).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_fenced_gives_the_partition_up_and_takes_it_again_while_it_is_assigned() {
-    let database = require_backend!(Database::postgres().await);
+async fn who_is_fenced_gives_the_partition_up_and_takes_it_again_while_it_is_assigned(database: Database) {
     let mock = Mock::start(1);
     let app = TestApp::start_ready(&database, &mock.topics.settings(&[])).await;
     mock.topics.send_numbered(1, 0..5).await;
@@ -554,9 +438,7 @@ async fn who_is_fenced_gives_the_partition_up_and_takes_it_again_while_it_is_ass
     until_kafka(&app, "up", "").await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mostly_poison_raises_an_alarm_and_the_flow_goes_on() {
-    let database = require_backend!(Database::postgres().await);
+async fn mostly_poison_raises_an_alarm_and_the_flow_goes_on(database: Database) {
     let mock = Mock::start(1);
     let app = TestApp::start_ready(&database, &mock.topics.settings(&[])).await;
     join_all((0..600).map(|_| mock.topics.send(0, Some(b"NaN")))).await;
@@ -569,7 +451,7 @@ async fn mostly_poison_raises_an_alarm_and_the_flow_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_property_that_is_wrong_is_named_and_stops_nothing_else() {
-    let database = require_backend!(Database::postgres().await);
+    let database = Database::sqlite();
     let mock = Mock::start(1);
     for (name, value) in [
         ("KAFKA_PROPERTY_FETCH_MIN_BITES", "1"),
@@ -586,11 +468,9 @@ async fn a_property_that_is_wrong_is_named_and_stops_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_stop_does_not_wait_for_a_frozen_broker() {
-    let database = require_backend!(Database::postgres().await);
+    let database = Database::sqlite();
     let mock = Mock::start(1);
-    let proxy = Proxy::start(&mock.topics.servers).await;
-    let address = proxy.address.to_string();
-    let app = TestApp::start_ready(&database, &mock.topics.settings(&[("KAFKA_BOOTSTRAP_SERVERS", &address)])).await;
+    let app = TestApp::start_ready(&database, &mock.topics.settings(&[])).await;
     mock.topics.send_numbered(1, 0..5).await;
     until_stored_once(&app, 1, 5).await;
     mock.cluster.broker_round_trip_time(-1, Duration::from_secs(60)).expect("the broker is slow");

@@ -56,7 +56,10 @@ async fn a_frozen_database_costs_a_503_in_time_and_heals_by_itself() {
     }
     eventually("readiness says so", async || app.get("/health/ready").await.status == 503).await;
     let health = app.get("/health").await.expect(200);
-    assert_eq!((health["status"].as_str(), health["checks"]["database"]["state"].as_str()), (Some("unhealthy"), Some("down")));
+    assert_eq!(
+        (health["status"].as_str(), health["checks"]["database"]["state"].as_str()),
+        (Some("unhealthy"), Some("down"))
+    );
     assert_eq!(app.get("/health/live").await.status, 200);
     proxy.set(Network::Works);
     until_it_reads(&app).await;
@@ -240,7 +243,8 @@ async fn a_promoted_standby_takes_over() {
     create_user(&app, 2).await.expect(200);
     let token = app.get("/users-dict").await.header("dict-version").to_owned();
     eventually("the standby has everything", async || {
-        let (client, connection) = tokio_postgres::connect(&standby.url(), tokio_postgres::NoTls).await.expect("standby");
+        let (client, connection) =
+            tokio_postgres::connect(&standby.url(), tokio_postgres::NoTls).await.expect("standby");
         tokio::spawn(connection);
         client.query_one(r#"SELECT count(*) FROM "user""#, &[]).await.expect("a count").get::<_, i64>(0) == 2
     })
@@ -291,10 +295,8 @@ async fn a_trigger_that_somebody_disabled_is_found_by_the_audit() {
     create_user(&app, 1).await.expect(200);
     database.execute(r#"ALTER TABLE "user" DISABLE TRIGGER directory_log_update"#).await;
     database.execute(r#"UPDATE "user" SET name = 'unseen'"#).await;
-    eventually("the audit repairs the replica", async || {
-        app.get("/users-dict").await.expect(200)["1"] == "unseen"
-    })
-    .await;
+    eventually("the audit repairs the replica", async || app.get("/users-dict").await.expect(200)["1"] == "unseen")
+        .await;
     assert!(app.state.metrics.directory_audit_differences.get() >= 1);
 }
 

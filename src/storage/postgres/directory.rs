@@ -9,9 +9,9 @@ use deadpool_postgres::{Object, Transaction};
 use tokio_postgres::Row;
 
 use super::codec::Time;
+use super::connection::Endpoint;
 use super::feed::Feed;
 use super::pool::{Pool, WorkError};
-use super::connection::Endpoint;
 use crate::directory::geometry::check_polygon;
 use crate::directory::store::{DirectoryFeed, DirectoryStore};
 use crate::directory::{Command, NewUser, NewZone, Outcome, Refusal, User, UserPatch, WriteError, Zone, ZonePatch};

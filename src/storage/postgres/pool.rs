@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool as Connections, PoolError, RecyclingMethod, Runtime};
 use tokio::sync::watch;
 
-use super::error::{self, DEPENDENCY};
 use super::connection::Endpoint;
+use super::error::{self, DEPENDENCY};
 use crate::store_error::StoreError;
 use crate::telemetry::metrics::Metrics;
 

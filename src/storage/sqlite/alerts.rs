@@ -109,14 +109,10 @@ impl AlertLog for SqliteAlertLog {
 const DEAD_LETTERS: &str =
     r#"SELECT id, received_at, topic, "partition", "offset", reason, size, raw FROM dead_letter"#;
 
-const COLUMNS: &str =
-    "seq, received_at, occurred_at, source, zone_id, user_id, status, camera_id, user_name, body";
+const COLUMNS: &str = "seq, received_at, occurred_at, source, zone_id, user_id, status, camera_id, user_name, body";
 
 /// The inner error: the advances that are void; then nothing was done.
-fn append(
-    connection: &Connection,
-    batch: &AppendBatch,
-) -> Result<Result<Appended, Vec<PartitionAdvance>>, WorkError> {
+fn append(connection: &Connection, batch: &AppendBatch) -> Result<Result<Appended, Vec<PartitionAdvance>>, WorkError> {
     let mut fenced = Vec::new();
     for advance in &batch.advances {
         if !holds(connection, advance)? {

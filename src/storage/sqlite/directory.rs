@@ -46,7 +46,8 @@ impl DirectoryStore for SqliteDirectory {
 
     async fn read_users_dict(&self) -> Result<BTreeMap<i64, String>, StoreError> {
         let work = |connection: &Opened| {
-            let mut statement = connection.prepare_cached(r#"SELECT global_id, name FROM "user" ORDER BY global_id"#)?;
+            let mut statement =
+                connection.prepare_cached(r#"SELECT global_id, name FROM "user" ORDER BY global_id"#)?;
             let entries = statement.query_map([], |row| Ok((row.get(0)?, codec::text(row, 1)?.into_owned())))?;
             Ok(entries.collect::<rusqlite::Result<_>>()?)
         };

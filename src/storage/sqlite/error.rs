@@ -8,7 +8,8 @@ pub const DEPENDENCY: &str = "database";
 
 /// What an error of the driver means to a caller.
 pub fn translate(operation: &'static str, limit_ms: u64, error: rusqlite::Error) -> StoreError {
-    let explain = |advice: &str| StoreError::unavailable_because(DEPENDENCY, format!("{advice} ({})", describe(&error)));
+    let explain =
+        |advice: &str| StoreError::unavailable_because(DEPENDENCY, format!("{advice} ({})", describe(&error)));
     match error.sqlite_error_code() {
         Some(ErrorCode::OperationInterrupted) => StoreError::Deadline { dependency: DEPENDENCY, operation, limit_ms },
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {

@@ -162,7 +162,8 @@ fn changed_users_since(connection: &Connection, cursor: &Cursor) -> rusqlite::Re
     if transaction.prepare_cached(sql)?.exists([at])? {
         return Ok(None);
     }
-    let sql = "SELECT DISTINCT global_id FROM directory_change WHERE seq > ?1 AND global_id IS NOT NULL ORDER BY global_id";
+    let sql =
+        "SELECT DISTINCT global_id FROM directory_change WHERE seq > ?1 AND global_id IS NOT NULL ORDER BY global_id";
     let mut statement = transaction.prepare_cached(sql)?;
     let ids = statement.query_map([at], |row| row.get(0))?;
     ids.collect::<rusqlite::Result<_>>().map(Some)

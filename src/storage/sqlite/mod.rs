@@ -132,7 +132,9 @@ impl Keeper {
     async fn probe(&self) {
         let begun_at = Instant::now();
         let reading = self.pool.read("probe", |connection: &Opened| {
-            Ok(connection.prepare_cached("SELECT last_seq FROM alert_log")?.query_row([], |row| row.get::<_, i64>(0))?)
+            Ok(connection
+                .prepare_cached("SELECT last_seq FROM alert_log")?
+                .query_row([], |row| row.get::<_, i64>(0))?)
         });
         let (state, detail) = match reading.await {
             Ok(_) => match self.probe_writing().await {
@@ -145,7 +147,9 @@ impl Keeper {
         if self.health.report(name::DATABASE, state, detail) {
             match state {
                 State::Up => tracing::info!("the database answers"),
-                State::Degraded => tracing::error!(error = %told, "the database refuses writes; they are answered with 503"),
+                State::Degraded => {
+                    tracing::error!(error = %told, "the database refuses writes; they are answered with 503")
+                }
                 _ => {
                     tracing::error!(error = %told, "the database does not answer; requests that need it are refused with 503")
                 }
