@@ -26,6 +26,7 @@ const MAX_BYTES: usize = 8 * 1024 * 1024;
 #[derive(Clone)]
 pub struct Ingest {
     queue: mpsc::Sender<Request>,
+    appender: Arc<Appender>,
 }
 
 struct Request {
@@ -53,9 +54,9 @@ impl Ingest {
         health: HealthBoard,
     ) -> Self {
         let (queue, requests) = mpsc::channel(QUEUED_BATCHES);
-        let appender = Appender { log, directory, doorbell, metrics, health };
-        lifecycle.spawn_service("alert ingest", appender.run(requests, lifecycle.closing().clone()));
-        Self { queue }
+        let appender = Arc::new(Appender { log, directory, doorbell, metrics, health });
+        lifecycle.spawn_service("alert ingest", appender.clone().run(requests, lifecycle.closing().clone()));
+        Self { queue, appender }
     }
 
     /// Answers after the commit. Several callers' batches may share one append; an error concerns the
@@ -73,6 +74,16 @@ impl Ingest {
         }
         answered.await.unwrap_or_else(|_| Err(Box::new(Unstored { error: stopping(), batch: None })))
     }
+
+    /// Appends what a dead letter turned out to be, and removes the letter; answers as the log does.
+    pub async fn accept_dead_letter(&self, id: i64, mut new: NewAlert) -> Result<Option<Option<i64>>, StoreError> {
+        self.appender.fill_names(std::slice::from_mut(&mut new));
+        let resolved = self.appender.log.resolve_dead_letter(id, &new).await?;
+        if matches!(resolved, Some(Some(_))) {
+            self.appender.doorbell.announce();
+        }
+        Ok(resolved)
+    }
 }
 
 struct Appender {
@@ -84,7 +95,11 @@ struct Appender {
 }
 
 impl Appender {
-    async fn run(self, mut requests: mpsc::Receiver<Request>, closing: CancellationToken) -> anyhow::Result<()> {
+    async fn run(
+        self: Arc<Self>,
+        mut requests: mpsc::Receiver<Request>,
+        closing: CancellationToken,
+    ) -> anyhow::Result<()> {
         self.health.report(name::ALERTS, State::Up, None);
         let mut held: Option<Request> = None;
         loop {

@@ -9,11 +9,12 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use base64::Engine;
-use serde::Serialize;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::decode::{DecodeLimits, decode};
+use super::decode::{DecodeLimits, decode, parse_time};
 use super::types::{AlertFilter, AlertQuery, AppendBatch, DeadLetter, Direction, NewAlert, Source, StoredAlert};
 use super::{AlertLog, AppendError, Ingest};
 use crate::http::error::{ApiError, Fault};
@@ -82,22 +83,34 @@ async fn list_alerts(State(alerts): State<Alerts>, RawQuery(query): RawQuery) ->
             &json!(before),
         );
     }
-    let (from, to) = (moment(&mut query, "from"), moment(&mut query, "to"));
+    let timezone = &alerts.limits.timezone;
+    let (from, to) = (moment(&mut query, "from", timezone), moment(&mut query, "to", timezone));
     let filter = filter_of(&query);
     query.finish()?;
     let direction = after.map_or(Direction::Before(before), Direction::After);
-    let limit = u32::try_from(limit).unwrap_or(1000);
-    let found = alerts.log.list_alerts(&AlertQuery { direction, limit, filter, from, to }).await?;
+    let limit = usize::try_from(limit).unwrap_or(1000);
+    let mut found = alerts.log.list_alerts(&AlertQuery { direction, limit: one_more(limit), filter, from, to }).await?;
     if let (Some(after), true) = (after, found.is_empty()) {
         let last = alerts.log.last_seq().await?;
         if after > last {
             return Err(seq_beyond_end(after, last));
         }
     }
-    let next = (found.len() == limit as usize).then(|| found.last().map(|alert| alert.seq)).flatten();
-    let next = next.filter(|seq| after.is_some() || *seq > 1);
+    let next = cut_page(&mut found, limit).map(|alert| alert.seq);
     let shown = found.iter().map(shown).collect::<Result<Vec<_>, _>>()?;
     json_response(&Page { alerts: shown, next })
+}
+
+/// One row past the page tells whether there is more.
+fn one_more(limit: usize) -> u32 {
+    u32::try_from(limit + 1).unwrap_or(1)
+}
+
+/// Cuts what was read to one page; its last row where more follows.
+fn cut_page<T>(rows: &mut Vec<T>, limit: usize) -> Option<&T> {
+    let has_more = rows.len() > limit;
+    rows.truncate(limit);
+    rows.last().filter(|_| has_more)
 }
 
 fn shown(alert: &StoredAlert) -> Result<Shown<'_>, ApiError> {
@@ -158,19 +171,47 @@ async fn accept_alerts(State(alerts): State<Alerts>, body: Bytes) -> Result<Resp
 
 /// Anything that is not an array is one item.
 fn items_of(body: &Bytes) -> Result<Vec<&RawValue>, ApiError> {
-    let is_array = body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
-    let items: Result<Vec<&RawValue>, _> =
-        if is_array { serde_json::from_slice(body) } else { serde_json::from_slice(body).map(|item| vec![item]) };
-    let Ok(items) = items else {
-        // For the fault's place; should the body be readable this way only, it is refused all the same.
-        parse_json(body)?;
-        return Err(ApiError::invalid(vec![fault("json_invalid", "JSON decode error: the body is not JSON")]));
-    };
-    if items.len() > MAX_ITEMS {
-        let text = format!("List should have at most {MAX_ITEMS} items after validation, not {}", items.len());
+    if body.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'[') {
+        return Ok(vec![parse_json(body)?]);
+    }
+    let Items { first, count } = parse_json(body)?;
+    if count > MAX_ITEMS {
+        let text = format!("List should have at most {MAX_ITEMS} items after validation, not {count}");
         return Err(ApiError::invalid(vec![fault("too_long", &text)]));
     }
-    Ok(items)
+    Ok(first)
+}
+
+/// The items of an array; those over the limit are counted and not held.
+struct Items<'a> {
+    first: Vec<&'a RawValue>,
+    count: usize,
+}
+
+impl<'de> Deserialize<'de> for Items<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Items<'de>;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("an array")
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<Items<'de>, A::Error> {
+                let mut first = Vec::new();
+                while let Some(item) = (first.len() < MAX_ITEMS).then(|| items.next_element()).transpose()?.flatten() {
+                    first.push(item);
+                }
+                let mut count = first.len();
+                while items.next_element::<IgnoredAny>()?.is_some() {
+                    count += 1;
+                }
+                Ok(Items { first, count })
+            }
+        }
+        deserializer.deserialize_seq(Visitor)
+    }
 }
 
 fn fault(kind: &'static str, msg: &str) -> Fault {
@@ -198,9 +239,9 @@ async fn list_rejected(State(alerts): State<Alerts>, RawQuery(query): RawQuery) 
     let limit = query.integer("limit", 100, 1..=1000);
     let after = query.integer("after", 0, 0..=i64::MAX);
     query.finish()?;
-    let limit = u32::try_from(limit).unwrap_or(100);
-    let letters = alerts.log.list_dead_letters(after, limit).await?;
-    let next = (letters.len() == limit as usize).then(|| letters.last().map(|letter| letter.id)).flatten();
+    let limit = usize::try_from(limit).unwrap_or(100);
+    let mut letters = alerts.log.list_dead_letters(after, one_more(limit)).await?;
+    let next = cut_page(&mut letters, limit).map(|letter| letter.id);
     let rejected = letters.into_iter().map(|letter: DeadLetter| Rejected {
         raw_base64: base64::engine::general_purpose::STANDARD.encode(&letter.raw),
         id: letter.id,
@@ -225,7 +266,7 @@ async fn retry_rejected(State(alerts): State<Alerts>, path: PathTexts) -> Result
     let alert = decode(&letter.raw, &alerts.limits)
         .map_err(|error| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "still_rejected", error.to_string()))?;
     let source = Source::Kafka { topic: letter.topic.into(), partition: letter.partition, offset: letter.offset };
-    let seq = alerts.log.resolve_dead_letter(id, &NewAlert { alert, source }).await?.ok_or_else(missing)?;
+    let seq = alerts.ingest.accept_dead_letter(id, NewAlert { alert, source }).await?.ok_or_else(missing)?;
     json_response(&json!({ "id": id, "seq": seq }))
 }
 
@@ -238,17 +279,14 @@ fn append_error(error: AppendError) -> ApiError {
     }
 }
 
-fn moment(query: &mut Query, name: &'static str) -> Option<Timestamp> {
+fn moment(query: &mut Query, name: &'static str, timezone: &jiff::tz::TimeZone) -> Option<Timestamp> {
     let text = query.find(name)?.to_owned();
-    let parsed = text.parse::<jiff::Timestamp>().ok().or_else(|| {
-        let naive = text.parse::<jiff::civil::DateTime>().ok()?;
-        jiff::tz::TimeZone::UTC.to_timestamp(naive).ok()
-    });
+    let parsed = parse_time(&text, timezone);
     if parsed.is_none() {
         let msg = "Input should be a valid datetime, as in 2026-11-24T09:24:00Z".to_owned();
         query.faults.push("datetime_parsing", &["query".into(), name.into()], msg, &text.into());
     }
-    parsed.map(|instant| Timestamp::from_micros(instant.as_microsecond()))
+    parsed
 }
 
 fn json_response(value: &impl Serialize) -> Result<Response, ApiError> {

@@ -154,7 +154,7 @@ pub enum Direction {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AlertQuery {
     pub direction: Direction,
-    /// 1..=1000 rows.
+    /// 1..=1001 rows: a page, and one more that tells whether there is another.
     pub limit: u32,
     pub filter: AlertFilter,
     /// `from <= occurred_at`.

@@ -1,6 +1,8 @@
 //! `/docs`, `/redoc` and `/openapi.json`. Everything is in the binary; a content security policy holds
 //! the pages to that.
 
+use std::sync::LazyLock;
+
 use axum::Router;
 use axum::extract::Path;
 use axum::http::{StatusCode, header};
@@ -22,17 +24,18 @@ pub fn router() -> Router {
 }
 
 async fn document() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], openapi::render()).into_response()
+    static DOCUMENT: LazyLock<String> = LazyLock::new(openapi::render);
+    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str()).into_response()
 }
 
 async fn swagger(Path(file): Path<String>) -> Response {
     let config = std::sync::Arc::new(utoipa_swagger_ui::Config::from("../openapi.json"));
     match utoipa_swagger_ui::serve(&file, config) {
-        Ok(Some(asset)) => (
-            [(header::CONTENT_TYPE, asset.content_type), (header::CONTENT_SECURITY_POLICY, POLICY.to_owned())],
-            asset.bytes.into_owned(),
-        )
-            .into_response(),
+        Ok(Some(asset)) => {
+            let headers =
+                [(header::CONTENT_TYPE, asset.content_type), (header::CONTENT_SECURITY_POLICY, POLICY.to_owned())];
+            (headers, asset.bytes.into_owned()).into_response()
+        }
         Ok(None) => ApiError::new(StatusCode::NOT_FOUND, "not_found", "Not Found").into_response(),
         Err(error) => {
             ApiError::unavailable("documentation", "documentation_unavailable", error.to_string()).into_response()

@@ -15,12 +15,19 @@ pub struct ApiError {
     pub status: StatusCode,
     /// Stable, `snake_case`.
     pub code: &'static str,
-    /// A text, or for 422 the list of faults.
-    pub detail: Value,
+    pub detail: Detail,
     /// Seconds, for 503.
     pub retry_after: Option<u32>,
     /// For the log line at the boundary; never sent.
     pub cause: Option<String>,
+}
+
+/// What is wrong: a text for people, or for 422 the list of faults.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Detail {
+    Text(String),
+    Faults(Vec<Fault>),
 }
 
 /// One fault of a request, in FastAPI's shape.
@@ -36,12 +43,12 @@ pub struct Fault {
 
 impl ApiError {
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: Value::String(detail.into()), retry_after: None, cause: None }
+        Self { status, code, detail: Detail::Text(detail.into()), retry_after: None, cause: None }
     }
 
     /// 422 with FastAPI's list.
     pub fn invalid(faults: Vec<Fault>) -> Self {
-        Self { detail: json!(faults), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "validation_error", "") }
+        Self { detail: Detail::Faults(faults), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "validation_error", "") }
     }
 
     /// 503 that names the dependency.
@@ -63,10 +70,9 @@ impl ApiError {
 pub struct FailureCause(pub String);
 
 impl IntoResponse for ApiError {
+    /// Without a body: the middleware writes it, which is the one that knows the request's id.
     fn into_response(self) -> Response {
-        // `request_id` is filled in by the middleware, which is the one that knows it.
-        let body = json!({ "detail": self.detail, "code": self.code });
-        let mut response = (self.status, axum::Json(body)).into_response();
+        let mut response = self.status.into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -78,11 +84,26 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// The parts of an error body, for the middleware that adds the request id.
-#[derive(Clone, Debug, Serialize)]
+/// The parts of an error's body, for the middleware.
+#[derive(Clone, Debug)]
 pub struct ErrorBody {
-    pub detail: Value,
+    pub detail: Detail,
     pub code: &'static str,
+}
+
+impl ErrorBody {
+    /// The body as clients see it.
+    pub fn render(&self, request_id: &str) -> String {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            detail: &'a Detail,
+            code: &'a str,
+            request_id: &'a str,
+        }
+        let body = Body { detail: &self.detail, code: self.code, request_id };
+        // Texts, numbers and JSON values: there is nothing in it that cannot be written.
+        serde_json::to_string(&body).unwrap_or_default()
+    }
 }
 
 impl From<StoreError> for ApiError {

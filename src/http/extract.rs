@@ -1,14 +1,23 @@
 //! Requests as FastAPI's users know them: lax integers, all faults of a request at once, each with
 //! where it is. Pure but for the extractor of path parameters.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use axum::extract::{FromRequestParts, Path};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Fault};
+
+/// More faults than anybody reads; a body of a megabyte could have hundreds of thousands.
+const MAX_FAULTS: usize = 100;
+/// Larger bodies are not shown to their sender again for each field that they lack.
+const ECHOED_BYTES: usize = 4096;
+const ECHOED_CHARACTERS: usize = 200;
 
 /// The parameters of the path in their order, each percent-decoded once.
 pub struct PathTexts(pub Vec<String>);
@@ -54,8 +63,15 @@ pub struct Query {
 
 impl Query {
     pub fn parse(query: Option<&str>) -> Self {
-        let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect();
-        Self { pairs, faults: Faults::default() }
+        let pairs: Vec<(String, String)> =
+            url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect();
+        let mut faults = Faults::default();
+        // No store can be asked for one.
+        for (name, value) in pairs.iter().filter(|(_, value)| value.contains('\0')) {
+            let loc = ["query".into(), name.as_str().into()];
+            faults.push("value_error", &loc, "Value error, NUL is not allowed".to_owned(), &value.as_str().into());
+        }
+        Self { pairs, faults }
     }
 
     /// The last value of a name, as FastAPI takes it.
@@ -104,7 +120,7 @@ impl Query {
 }
 
 /// Parses a JSON body.
-pub fn parse_json(body: &[u8]) -> Result<Value, ApiError> {
+pub fn parse_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
     let fault =
         |kind, loc: Vec<Value>, msg: String| ApiError::invalid(vec![Fault { kind, loc, msg, input: Value::Null }]);
     if body.is_empty() {
@@ -121,23 +137,29 @@ pub fn parse_json(body: &[u8]) -> Result<Value, ApiError> {
 /// The fields of a JSON object in the body.
 pub struct Fields {
     object: Map<String, Value>,
+    /// Fields that are JSON by its grammar and still no value: a number that no float holds, half a
+    /// surrogate pair, nesting without end. They are faults where somebody asks for them.
+    unreadable: BTreeMap<String, Fault>,
     whole: Value,
     pub faults: Faults,
 }
 
 impl Fields {
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        match parse_json(body)? {
-            Value::Object(object) => {
-                Ok(Self { whole: Value::Object(object.clone()), object, faults: Faults::default() })
+        let (object, unreadable) = match parse_json(body) {
+            Ok(Value::Object(object)) => (object, BTreeMap::new()),
+            Ok(other) => {
+                return Err(ApiError::invalid(vec![Fault {
+                    kind: "model_attributes_type",
+                    loc: vec!["body".into()],
+                    msg: "Input should be a valid dictionary or object to extract fields from".to_owned(),
+                    input: other,
+                }]));
             }
-            other => Err(ApiError::invalid(vec![Fault {
-                kind: "model_attributes_type",
-                loc: vec!["body".into()],
-                msg: "Input should be a valid dictionary or object to extract fields from".to_owned(),
-                input: other,
-            }])),
-        }
+            Err(error) => read_each_field(body).ok_or(error)?,
+        };
+        let whole = if body.len() > ECHOED_BYTES { Value::Null } else { Value::Object(object.clone()) };
+        Ok(Self { object, unreadable, whole, faults: Faults::default() })
     }
 
     pub fn find(&self, name: &str) -> Option<&Value> {
@@ -150,7 +172,7 @@ impl Fields {
         name: &'static str,
         read: impl FnOnce(&mut Faults, &[Value], &Value) -> Option<T>,
     ) -> Option<T> {
-        if self.object.contains_key(name) {
+        if self.object.contains_key(name) || self.unreadable.contains_key(name) {
             return self.optional(name, read);
         }
         self.faults.push("missing", &["body".into(), name.into()], "Field required".to_owned(), &self.whole);
@@ -163,6 +185,10 @@ impl Fields {
         name: &'static str,
         read: impl FnOnce(&mut Faults, &[Value], &Value) -> Option<T>,
     ) -> Option<T> {
+        if let Some(fault) = self.unreadable.remove(name) {
+            self.faults.add(fault);
+            return None;
+        }
         let value = self.object.get(name)?;
         read(&mut self.faults, &["body".into(), name.into()], value)
     }
@@ -177,13 +203,47 @@ impl Fields {
     }
 }
 
+/// `None`: the body is not even an object by its grammar.
+fn read_each_field(body: &[u8]) -> Option<(Map<String, Value>, BTreeMap<String, Fault>)> {
+    let fields: BTreeMap<String, &RawValue> = serde_json::from_slice(body).ok()?;
+    let (mut object, mut unreadable) = (Map::new(), BTreeMap::new());
+    for (name, raw) in fields {
+        let text = raw.get();
+        let error = match serde_json::from_str::<Value>(text) {
+            Ok(value) => {
+                object.insert(name, value);
+                continue;
+            }
+            Err(error) => error,
+        };
+        let (kind, msg) = match text.as_bytes().first() {
+            Some(b'"') => ("string_unicode", "Input should be a valid string, as Unicode text".to_owned()),
+            Some(b'-' | b'0'..=b'9') => ("finite_number", "Input should be a finite number".to_owned()),
+            _ => ("json_invalid", format!("JSON decode error: {error}")),
+        };
+        let shown: String = text.chars().take(ECHOED_CHARACTERS).collect();
+        let loc = vec!["body".into(), name.as_str().into()];
+        unreadable.insert(name, Fault { kind, loc, msg, input: shown.into() });
+    }
+    Some((object, unreadable))
+}
+
 /// What is wrong with a request so far.
 #[derive(Default, Debug)]
 pub struct Faults(Vec<Fault>);
 
 impl Faults {
     pub fn push(&mut self, kind: &'static str, loc: &[Value], msg: String, input: &Value) {
-        self.0.push(Fault { kind, loc: loc.to_vec(), msg, input: input.clone() });
+        // Before the input is cloned.
+        if self.0.len() < MAX_FAULTS {
+            self.add(Fault { kind, loc: loc.to_vec(), msg, input: input.clone() });
+        }
+    }
+
+    fn add(&mut self, fault: Fault) {
+        if self.0.len() < MAX_FAULTS {
+            self.0.push(fault);
+        }
     }
 
     pub fn finish(self) -> Result<(), ApiError> {
@@ -241,7 +301,8 @@ impl Faults {
             self.push("less_than_equal", loc, format!("Input should be less than or equal to {}", i64::MAX), input);
             return None;
         }
-        if value < -BOUND {
+        // Of the numbers that reach this as a float, the bound itself may be one that was rounded to it.
+        if value <= -BOUND {
             self.push(
                 "greater_than_equal",
                 loc,
@@ -337,10 +398,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::http::error::Detail;
 
     fn integer(input: Value) -> Result<i64, &'static str> {
         let mut faults = Faults::default();
         faults.integer(&["body".into()], &input).ok_or_else(|| faults.0[0].kind)
+    }
+
+    fn faults_of(error: ApiError) -> Vec<Fault> {
+        match error.detail {
+            Detail::Faults(faults) => faults,
+            Detail::Text(text) => panic!("a list of faults, not {text}"),
+        }
     }
 
     #[test]
@@ -363,25 +432,49 @@ mod tests {
             (json!([1]), "int_type"),
             (json!(9_223_372_036_854_775_808_u64), "less_than_equal"),
             (json!("-9223372036854775809"), "greater_than_equal"),
+            (serde_json::from_str("-9223372036854775809").expect("a number"), "greater_than_equal"),
             (json!(1e300), "less_than_equal"),
         ] {
             assert_eq!(integer(input), Err(kind));
         }
         assert_eq!(integer(json!(i64::MAX)), Ok(i64::MAX));
+        assert_eq!(integer(json!(i64::MIN)), Ok(i64::MIN));
     }
 
     #[test]
     fn broken_json_names_its_place() {
-        let error = parse_json(b"{\"a\":\n nope}").expect_err("broken");
-        assert_eq!(error.detail[0]["type"], "json_invalid");
-        assert_eq!(error.detail[0]["loc"][0], "body");
+        let faults = faults_of(parse_json::<Value>(b"{\"a\":\n nope}").expect_err("broken"));
+        assert_eq!(faults[0].kind, "json_invalid");
+        assert_eq!(faults[0].loc, [json!("body"), json!(8)]);
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_read_names_its_field() {
+        let nested = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
+        let body = format!(r#"{{"a":1e999,"b":"\ud800","c":{nested},"d":1}}"#);
+        let mut fields = Fields::parse(body.as_bytes()).unwrap_or_else(|_| panic!("an object"));
+        for name in ["a", "b", "c", "d"] {
+            assert_eq!(fields.required(name, Faults::integer).is_some(), name == "d");
+        }
+        let faults = faults_of(fields.finish().expect_err("faults"));
+        let named: Vec<(&str, Value)> = faults.into_iter().map(|fault| (fault.kind, fault.loc[1].clone())).collect();
+        let expected = [("finite_number", json!("a")), ("string_unicode", json!("b")), ("json_invalid", json!("c"))];
+        assert_eq!(named, expected);
+    }
+
+    #[test]
+    fn a_body_full_of_faults_is_refused_briefly() {
+        let mut faults = Faults::default();
+        let many = Value::Array(vec![json!(1); 100_000]);
+        assert_eq!(faults.texts(&["body".into()], &many, &(1..=100)), None);
+        assert_eq!(faults.0.len(), MAX_FAULTS);
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_refused_with_a_place_or_read(body in prop::collection::vec(any::<u8>(), 0..64)) {
             if let Err(error) = Fields::parse(&body) {
-                prop_assert_eq!(&error.detail[0]["loc"][0], "body");
+                prop_assert_eq!(&faults_of(error)[0].loc[0], "body");
             }
         }
 

@@ -1,15 +1,17 @@
 //! The accept loop. Bounds what a client can hold: connections, the wait for its first byte, its
-//! headers, and its idleness. Knows nothing of what is served.
+//! headers, its idleness, and an answer that it does not take. Knows nothing of what is served.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hyper::body::Incoming;
+use axum::body::Body;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -24,8 +26,11 @@ use crate::telemetry::metrics::Metrics;
 const BACKLOG: i32 = 4096;
 /// After a failed accept (no file descriptors, mostly): long enough for some to be given back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a connection that is over may still be read, so that the client is not reset before it has
+/// read our last answer.
+const LINGER: Duration = Duration::from_secs(1);
 const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
-connection: close\r\ncontent-length: 82\r\n\r\n\
+connection: close\r\ncontent-length: 86\r\n\r\n\
 {\"detail\":\"too many connections, try again in a moment\",\"code\":\"too_many_connections\"}";
 
 /// Binds the address with the options the service needs.
@@ -76,15 +81,23 @@ pub async fn serve(
             continue;
         }
         let place = Place::take(open.clone(), metrics.clone());
-        let connection =
-            Connection { router: router.clone(), config: config.clone(), lifecycle: lifecycle.clone(), place };
-        lifecycle.spawn_work(connection.run(stream));
+        let connection = Connection {
+            router: router.clone(),
+            config: config.clone(),
+            lifecycle: lifecycle.clone(),
+            metrics: metrics.clone(),
+        };
+        lifecycle.spawn_work(connection.run(stream, place));
     }
 }
 
 async fn refuse(mut stream: TcpStream) {
-    let answering = tokio::time::timeout(Duration::from_secs(1), stream.write_all(REFUSAL));
-    if !matches!(answering.await, Ok(Ok(()))) {
+    let answering = async {
+        stream.write_all(REFUSAL).await?;
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+    };
+    if !matches!(tokio::time::timeout(LINGER, answering).await, Ok(Ok(_))) {
         tracing::debug!("a connection over the limit did not take its refusal");
     }
 }
@@ -114,25 +127,24 @@ struct Connection {
     router: axum::Router,
     config: ApiConfig,
     lifecycle: Lifecycle,
-    place: Place,
+    metrics: Arc<Metrics>,
 }
 
 impl Connection {
-    async fn run(self, stream: TcpStream) {
+    async fn run(self, stream: TcpStream, place: Place) {
         let progress = Arc::new(Progress::new());
         let router = self.router.clone();
         let seen = progress.clone();
         let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
             seen.begin_request();
-            let done = RequestEnd(seen.clone());
-            let answering = router.clone().oneshot(request.map(axum::body::Body::new));
+            let end = RequestEnd(seen.clone());
+            let answering = router.clone().oneshot(request.map(Body::new));
             async move {
-                let response = answering.await;
-                drop(done);
-                response
+                let response = answering.await?;
+                Ok::<_, std::convert::Infallible>(response.map(|body| Answer { body, _end: end }))
             }
         });
-        let io = TokioIo::new(Watched { stream, progress: progress.clone() });
+        let io = TokioIo::new(Watched { stream, progress: progress.clone(), lingering: None, _place: place });
         // Our own watch tells slow headers from idleness, which hyper's one timeout does not.
         let serving = hyper::server::conn::http1::Builder::new()
             .header_read_timeout(None)
@@ -140,9 +152,10 @@ impl Connection {
             .serve_connection(io, service)
             .with_upgrades();
         tokio::pin!(serving);
-        let pause =
-            (self.config.first_byte_timeout.min(self.config.header_timeout).min(self.config.keep_alive_timeout) / 4)
-                .clamp(Duration::from_millis(10), Duration::from_secs(1));
+        let config = &self.config;
+        let limits = [config.first_byte_timeout, config.header_timeout, config.keep_alive_timeout, config.body_timeout];
+        let shortest = limits.into_iter().min().unwrap_or_default();
+        let pause = (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1));
         let mut draining = false;
         loop {
             tokio::select! {
@@ -160,7 +173,7 @@ impl Connection {
                 () = tokio::time::sleep(pause) => {
                     if let Some(reason) = progress.find_reason_to_close(&self.config) {
                         if reason != "idle" {
-                            self.place.metrics.http_connections_refused.with_label_values(&[reason]).inc();
+                            self.metrics.http_connections_refused.with_label_values(&[reason]).inc();
                         }
                         return;
                     }
@@ -177,7 +190,10 @@ struct Progress {
     had_request: AtomicBool,
     /// Milliseconds after `opened_at`, plus one; zero: no byte of a next request yet.
     head_since: AtomicU64,
+    /// The end of the last request.
     idle_since: AtomicU64,
+    /// As `head_since`; zero: the client takes what it is sent.
+    stuck_since: AtomicU64,
 }
 
 impl Progress {
@@ -188,6 +204,7 @@ impl Progress {
             had_request: AtomicBool::new(false),
             head_since: AtomicU64::new(0),
             idle_since: AtomicU64::new(0),
+            stuck_since: AtomicU64::new(0),
         }
     }
 
@@ -201,6 +218,16 @@ impl Progress {
         }
     }
 
+    fn saw_write(&self, polled: &Poll<io::Result<usize>>) {
+        match polled {
+            Poll::Ready(_) => self.stuck_since.store(0, Ordering::Relaxed),
+            Poll::Pending if self.stuck_since.load(Ordering::Relaxed) == 0 => {
+                self.stuck_since.store(self.elapsed_ms() + 1, Ordering::Relaxed);
+            }
+            Poll::Pending => {}
+        }
+    }
+
     fn begin_request(&self) {
         self.in_request.store(true, Ordering::Relaxed);
         self.had_request.store(true, Ordering::Relaxed);
@@ -208,11 +235,15 @@ impl Progress {
     }
 
     fn find_reason_to_close(&self, config: &ApiConfig) -> Option<&'static str> {
+        let now = self.elapsed_ms();
+        let is_over = |since: u64, limit: Duration| u128::from(now.saturating_sub(since)) > limit.as_millis();
+        let stuck_since = self.stuck_since.load(Ordering::Relaxed);
+        if stuck_since > 0 && is_over(stuck_since - 1, config.body_timeout) {
+            return Some("answer");
+        }
         if self.in_request.load(Ordering::Relaxed) {
             return None;
         }
-        let now = self.elapsed_ms();
-        let is_over = |since: u64, limit: Duration| u128::from(now.saturating_sub(since)) > limit.as_millis();
         match self.head_since.load(Ordering::Relaxed) {
             0 if !self.had_request.load(Ordering::Relaxed) => {
                 is_over(0, config.first_byte_timeout).then_some("first_byte")
@@ -223,8 +254,7 @@ impl Progress {
     }
 }
 
-/// Marks the end of a request, however it ends. A streaming answer goes on after it: its connection
-/// is then kept by the bytes that are written.
+/// Marks the end of a request, however it ends: its answer was handed out whole, or is given up.
 struct RequestEnd(Arc<Progress>);
 
 impl Drop for RequestEnd {
@@ -234,10 +264,40 @@ impl Drop for RequestEnd {
     }
 }
 
-/// Tells [`Progress`] when bytes come or go.
+/// The body of an answer. As long as it lives, the connection is not idle.
+struct Answer {
+    body: Body,
+    _end: RequestEnd,
+}
+
+impl hyper::body::Body for Answer {
+    type Data = axum::body::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The connection itself. Tells [`Progress`] when bytes come or go, and keeps its place until the end,
+/// also when a WebSocket has taken it over.
 struct Watched {
     stream: TcpStream,
     progress: Arc<Progress>,
+    /// After our last byte: until when the client is still listened to.
+    lingering: Option<Pin<Box<tokio::time::Sleep>>>,
+    _place: Place,
 }
 
 impl AsyncRead for Watched {
@@ -258,9 +318,7 @@ impl AsyncRead for Watched {
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
-        if matches!(polled, Poll::Ready(Ok(1..))) {
-            self.progress.idle_since.store(self.progress.elapsed_ms(), Ordering::Relaxed);
-        }
+        self.progress.saw_write(&polled);
         polled
     }
 
@@ -268,8 +326,26 @@ impl AsyncWrite for Watched {
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
+    /// A connection that is closed with something unread is reset, and a reset may overtake the answer
+    /// ("your body is too large") that the client has not read yet. So it is read for a moment more.
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let Self { stream, lingering, .. } = &mut *self;
+        if lingering.is_none() {
+            ready!(Pin::new(&mut *stream).poll_shutdown(context))?;
+        }
+        let timer = lingering.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        let mut scratch = [0; 16 * 1024];
+        loop {
+            if timer.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut *stream).poll_read(context, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {}
+                // The client is done too, or gone.
+                Ok(()) | Err(_) => return Poll::Ready(Ok(())),
+            }
+        }
     }
 
     fn poll_write_vectored(
@@ -278,9 +354,7 @@ impl AsyncWrite for Watched {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
-        if matches!(polled, Poll::Ready(Ok(1..))) {
-            self.progress.idle_since.store(self.progress.elapsed_ms(), Ordering::Relaxed);
-        }
+        self.progress.saw_write(&polled);
         polled
     }
 

@@ -12,10 +12,9 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, Limited};
-use serde_json::json;
 use tracing::Instrument;
 
-use super::error::{ApiError, ErrorBody, FailureCause};
+use super::error::{ApiError, ErrorBody, FailureCause, Fault};
 use crate::config::ApiConfig;
 use crate::lifecycle::panic_text;
 use crate::telemetry::metrics::Metrics;
@@ -61,7 +60,7 @@ pub async fn around(State(around): State<Around>, request: Request, next: Next) 
         tracing::debug!(%method, path, status = status.as_u16(), took_ms = took.as_millis(), "request");
     }
     if let Some(error) = response.extensions_mut().remove::<ErrorBody>() {
-        add_request_id(&mut response, &error, &id, method == Method::HEAD);
+        write_error(&mut response, &error, &id, method == Method::HEAD);
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
@@ -107,6 +106,7 @@ async fn with_whole_body(around: &Around, path: &str, request: Request) -> Resul
     if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) || declared == Some(0) {
         return Ok(request);
     }
+    let content_type = request.headers().get(header::CONTENT_TYPE).cloned();
     let (parts, body) = request.into_parts();
     let reading = Limited::new(body, limit).collect();
     let bytes: Bytes = match tokio::time::timeout(around.body_timeout, reading).await {
@@ -125,7 +125,26 @@ async fn with_whole_body(around: &Around, path: &str, request: Request) -> Resul
             return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail));
         }
     };
-    Ok(Request::from_parts(parts, Body::from(bytes)))
+    match content_type {
+        Some(content_type) if !bytes.is_empty() && !is_json(&content_type) => Err(not_json(&content_type)),
+        _ => Ok(Request::from_parts(parts, Body::from(bytes))),
+    }
+}
+
+/// A page of another site may send forms and plain text here without being asked; JSON it may not.
+fn is_json(content_type: &HeaderValue) -> bool {
+    let media_type = content_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    let subtype = media_type.to_ascii_lowercase();
+    subtype.strip_prefix("application/").is_some_and(|subtype| subtype == "json" || subtype.ends_with("+json"))
+}
+
+fn not_json(content_type: &HeaderValue) -> ApiError {
+    ApiError::invalid(vec![Fault {
+        kind: "value_error",
+        loc: vec!["header".into(), "content-type".into()],
+        msg: "Value error, the body must be sent as application/json".to_owned(),
+        input: String::from_utf8_lossy(content_type.as_bytes()).into(),
+    }])
 }
 
 fn too_large(limit: usize) -> ApiError {
@@ -141,8 +160,67 @@ fn request_id(request: &Request) -> String {
     given.map_or_else(|| uuid::Uuid::new_v4().simple().to_string(), str::to_owned)
 }
 
-fn add_request_id(response: &mut Response, error: &ErrorBody, id: &str, is_head: bool) {
-    let body = json!({ "detail": error.detail, "code": error.code, "request_id": id }).to_string();
+fn write_error(response: &mut Response, error: &ErrorBody, id: &str, is_head: bool) {
+    let body = error.render(id);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     *response.body_mut() = if is_head { Body::empty() } else { Body::from(body) };
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::routing::get;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_one_request_s_500_and_is_counted() {
+        let metrics = Arc::new(Metrics::new().expect("metrics"));
+        let around = Around {
+            body_timeout: Duration::from_secs(1),
+            request_deadline: Duration::from_secs(1),
+            metrics: metrics.clone(),
+        };
+        let router = Router::new()
+            .route("/", get(|| async { "fine" }))
+            .route(
+                "/panic",
+                get(|| async {
+                    if true {
+                        panic!("out of ink")
+                    }
+                }),
+            )
+            .layer(axum::middleware::from_fn_with_state(around, super::around));
+        for (path, status) in [("/", 200), ("/panic", 500), ("/", 200)] {
+            let request = Request::get(path).header(REQUEST_ID, "r-1").body(Body::empty()).expect("a request");
+            let response = router.clone().oneshot(request).await.expect("infallible");
+            assert_eq!(response.status().as_u16(), status);
+            assert_eq!(response.headers()[REQUEST_ID], "r-1");
+            if status == 500 {
+                let body = response.into_body().collect().await.expect("a body").to_bytes();
+                let expected = r#"{"detail":"Internal Server Error","code":"internal_error","request_id":"r-1"}"#;
+                assert_eq!(body, expected);
+            }
+        }
+        assert_eq!(metrics.http_panics.get(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handler_that_does_not_end_is_answered_503() {
+        let around = Around {
+            body_timeout: Duration::from_secs(1),
+            request_deadline: Duration::from_secs(30),
+            metrics: Arc::new(Metrics::new().expect("metrics")),
+        };
+        let router = Router::new()
+            .route("/", get(std::future::pending::<()>))
+            .layer(axum::middleware::from_fn_with_state(around, super::around));
+        let request = Request::get("/").body(Body::empty()).expect("a request");
+        let response = router.oneshot(request).await.expect("infallible");
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "1");
+    }
 }

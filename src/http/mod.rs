@@ -44,8 +44,9 @@ pub fn router(state: AppState) -> Router {
 /// A trailing slash is a slip of the client's; everything else is not here.
 async fn not_found(uri: Uri) -> Response {
     let path = uri.path();
-    // A path that begins with two slashes would redirect to another host.
-    if path.len() > 1 && path.ends_with('/') && !path.starts_with("//") {
+    // A path that begins with two slashes (browsers read `\` as one) would redirect to another host.
+    let is_elsewhere = path.starts_with("//") || path.starts_with("/\\");
+    if path.len() > 1 && path.ends_with('/') && !is_elsewhere {
         let path = path.trim_end_matches('/');
         let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
         if let Ok(location) = HeaderValue::try_from(format!("{path}{query}")) {

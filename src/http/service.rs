@@ -1,11 +1,14 @@
 //! `/`, `/health*` and `/metrics`: the service about itself.
 
+use std::collections::BTreeMap;
+
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use prometheus::core::Collector;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
@@ -13,7 +16,9 @@ use super::openapi;
 use crate::app::AppState;
 use crate::config::DatabaseEngine;
 use crate::redis::RedisCache;
-use crate::telemetry::health::{State as Health, name};
+use crate::telemetry::health::{Check, State as Health, name};
+
+const SERVICE: &str = "unified_backend";
 
 pub fn router(state: AppState) -> Router {
     Router::new()
@@ -25,17 +30,36 @@ pub fn router(state: AppState) -> Router {
         .with_state(state)
 }
 
-async fn index() -> Json<Value> {
-    let endpoints: serde_json::Map<String, Value> = openapi::ENDPOINTS
+async fn index() -> Json<impl Serialize> {
+    #[derive(Serialize)]
+    struct Index {
+        service: &'static str,
+        version: &'static str,
+        endpoints: BTreeMap<String, &'static str>,
+    }
+    let endpoints = openapi::ENDPOINTS
         .iter()
-        .map(|endpoint| {
-            (format!("{} {}", endpoint.method.to_ascii_uppercase(), endpoint.path), endpoint.summary.into())
-        })
+        .map(|endpoint| (format!("{} {}", endpoint.method.to_ascii_uppercase(), endpoint.path), endpoint.summary))
         .collect();
-    Json(json!({ "service": "unified_backend", "version": env!("CARGO_PKG_VERSION"), "endpoints": endpoints }))
+    Json(Index { service: SERVICE, version: env!("CARGO_PKG_VERSION"), endpoints })
 }
 
-async fn health(State(state): State<AppState>) -> Json<Value> {
+/// In the order in which the fields are shown.
+#[derive(Serialize)]
+struct HealthReport {
+    status: &'static str,
+    service: &'static str,
+    version: &'static str,
+    database: &'static str,
+    orm: &'static str,
+    kafka_enabled: bool,
+    kafka_running: bool,
+    messages_received: u64,
+    redis: Value,
+    checks: BTreeMap<&'static str, Check>,
+}
+
+async fn health(State(state): State<AppState>) -> Json<HealthReport> {
     let checks = state.health.list_checks();
     let worst = checks.values().map(|check| check.state).max().unwrap_or(Health::Starting);
     let status = match worst {
@@ -56,18 +80,18 @@ async fn health(State(state): State<AppState>) -> Json<Value> {
         .map(|metric| metric.get_counter().get_value())
         .sum();
     let is_running = checks.get(name::KAFKA).is_some_and(|check| check.state == Health::Up);
-    Json(json!({
-        "status": status,
-        "service": "unified_backend",
-        "version": env!("CARGO_PKG_VERSION"),
-        "database": database,
-        "orm": "none",
-        "kafka_enabled": state.config.kafka.is_some(),
-        "kafka_running": is_running,
-        "messages_received": received as u64,
-        "redis": redis_stats(state.redis.as_ref()).await,
-        "checks": checks,
-    }))
+    Json(HealthReport {
+        status,
+        service: SERVICE,
+        version: env!("CARGO_PKG_VERSION"),
+        database,
+        orm: "none",
+        kafka_enabled: state.config.kafka.is_some(),
+        kafka_running: is_running,
+        messages_received: received as u64,
+        redis: redis_stats(state.redis.as_ref()).await,
+        checks,
+    })
 }
 
 async fn redis_stats(redis: Option<&RedisCache>) -> Value {

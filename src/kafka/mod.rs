@@ -5,12 +5,14 @@
 mod cameras;
 mod client;
 mod condition;
+pub mod doctor;
 mod inbox;
 mod keeper;
 mod lookup;
 mod poison;
 mod poller;
 mod position;
+pub mod producer;
 mod properties;
 mod service;
 mod shared;
