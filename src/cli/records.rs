@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::exit::Failure;
 use crate::directory::geometry::check_polygon;
 use crate::directory::{NAME_CHARACTERS, NewUser, NewZone, User, Zone};
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, Detail, Fault};
 use crate::http::extract::{Faults, Fields};
 
 /// Told wherever files are.
@@ -254,23 +254,22 @@ fn stored_text(faults: &mut Faults, loc: &[Value], value: &Value) -> Option<Stri
 
 /// What is wrong with a record: a line for each fault, with its field and value.
 pub fn explain(error: &ApiError) -> Vec<String> {
-    let Value::Array(faults) = &error.detail else { return vec![error.detail.to_string()] };
-    faults.iter().map(explain_fault).collect()
+    match &error.detail {
+        Detail::Text(text) => vec![text.clone()],
+        Detail::Faults(faults) => faults.iter().map(explain_fault).collect(),
+    }
 }
 
-fn explain_fault(fault: &Value) -> String {
-    let place = fault["loc"].as_array().map_or(&[][..], Vec::as_slice);
+fn explain_fault(fault: &Fault) -> String {
     let place: Vec<String> =
-        place.iter().skip(1).map(|part| part.as_str().map_or_else(|| part.to_string(), str::to_owned)).collect();
-    let message = fault["msg"].as_str().unwrap_or_default();
-    let message = message.trim_start_matches("Value error, ");
-    let mut text = match (fault["type"].as_str(), place.as_slice()) {
-        (Some("json_invalid"), _) | (_, []) => message.to_owned(),
+        fault.loc.iter().skip(1).map(|part| part.as_str().map_or_else(|| part.to_string(), str::to_owned)).collect();
+    let message = fault.msg.trim_start_matches("Value error, ");
+    let mut text = match (fault.kind, place.as_slice()) {
+        ("json_invalid", _) | (_, []) => message.to_owned(),
         (_, place) => format!("{}: {message}", place.join(".")),
     };
-    let input = &fault["input"];
-    if !place.is_empty() && !input.is_null() && fault["type"] != "missing" {
-        let shown = input.to_string();
+    if !place.is_empty() && !fault.input.is_null() && fault.kind != "missing" {
+        let shown = fault.input.to_string();
         let cut: String = shown.chars().take(60).collect();
         let rest = if cut.len() < shown.len() { "…" } else { "" };
         text.push_str(&format!(" (it is {cut}{rest})"));
