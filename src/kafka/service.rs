@@ -29,6 +29,8 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(250);
 const TOPIC_INTERVAL: Duration = Duration::from_secs(2);
 /// How often ends are asked for while nothing is fetched.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(2);
+/// For batches under way.
+const FINISHING: Duration = Duration::from_secs(5);
 /// For the client to leave the group; a broker that is frozen is not waited for longer.
 const LEAVING: Duration = Duration::from_secs(3);
 
@@ -99,8 +101,17 @@ impl Service {
         commands: mpsc::Sender<Command>,
     ) -> anyhow::Result<()> {
         let stopping = async {
-            while let Some(joined) = keepers.join_next().await {
-                joined?;
+            let finishing = async {
+                while let Some(joined) = keepers.join_next().await {
+                    joined?;
+                }
+                anyhow::Ok(())
+            };
+            match tokio::time::timeout(FINISHING, finishing).await {
+                Ok(finished) => finished?,
+                Err(_) => tracing::warn!(
+                    "the database does not say whether the last batches are stored; who goes on will see it there"
+                ),
             }
             if commands.send(Command::Stop).is_err() {
                 tracing::debug!("the polling thread ended already");

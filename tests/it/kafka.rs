@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::support::app::{TestApp, eventually};
 use crate::support::backends::{Database, find_kafka};
-use crate::support::kafka::{Mock, Topics, admin, numbered};
+use crate::support::kafka::{Mock, Topics, admin, list_alerts, numbered};
 use crate::support::proxy::{Network, Proxy};
 use crate::{on_both_engines, require_backend};
 
@@ -28,24 +28,6 @@ on_both_engines!(
     who_is_fenced_gives_the_partition_up_and_takes_it_again_while_it_is_assigned,
     mostly_poison_raises_an_alarm_and_the_flow_goes_on,
 );
-
-/// Everything in the log, oldest first.
-async fn list_alerts(app: &TestApp) -> Vec<Value> {
-    let (mut all, mut after) = (Vec::new(), 0);
-    loop {
-        let answer = app.get(&format!("/alerts?after={after}&limit=1000")).await;
-        // The database may be away while a test waits.
-        if answer.status != 200 {
-            return all;
-        }
-        let page = answer.json();
-        all.extend(page["alerts"].as_array().expect("a list").iter().cloned());
-        match page["next"].as_i64() {
-            Some(next) => after = next,
-            None => return all,
-        }
-    }
-}
 
 /// Waits until the log holds that many and checks that each partition's are 0, 1, 2, …, once and in order.
 async fn until_stored_once(app: &TestApp, partitions: i32, each: i64) {
@@ -477,6 +459,28 @@ async fn the_stop_does_not_wait_for_a_frozen_broker() {
     let begun_at = Instant::now();
     app.stop().await.expect("an orderly stop");
     assert!(begun_at.elapsed() < Duration::from_secs(8), "{:?}", begun_at.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_stop_does_not_wait_for_a_frozen_database_and_loses_nothing() {
+    let database = require_backend!(Database::postgres().await);
+    let (proxy, database) = behind_proxy(database).await;
+    let mock = Mock::start(2);
+    let app = TestApp::start_ready(&database, &mock.topics.settings(&[])).await;
+    mock.topics.send_numbered(2, 0..5).await;
+    until_stored_once(&app, 2, 5).await;
+    proxy.set(Network::Frozen);
+    mock.topics.send_numbered(2, 5..10).await;
+    eventually("a batch is under way", async || {
+        check(&app).await["oldest_unstored_seconds"].as_f64().unwrap_or(0.0) > 0.0
+    })
+    .await;
+    let begun_at = Instant::now();
+    app.stop().await.expect("an orderly stop");
+    assert!(begun_at.elapsed() < Duration::from_secs(11), "{:?}", begun_at.elapsed());
+    proxy.set(Network::Works);
+    let app = TestApp::start_ready(&database, &mock.topics.settings(&[])).await;
+    until_stored_once(&app, 2, 10).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,8 +8,9 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{DefaultProducerContext, FutureProducer, FutureRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use serde_json::Value;
 
-use super::app::PATIENCE;
+use super::app::{PATIENCE, TestApp};
 
 /// A cluster in this process, gone at the end of the test.
 pub struct Mock {
@@ -127,4 +128,22 @@ pub fn admin(servers: &str) -> AdminClient<DefaultClientContext> {
 
 pub fn numbered(partition: i32, n: i64) -> String {
     format!(r#"{{"partition":{partition},"n":{n},"camera_id":{partition},"status":"violation"}}"#)
+}
+
+/// Everything in the log, oldest first.
+pub async fn list_alerts(app: &TestApp) -> Vec<Value> {
+    let (mut all, mut after) = (Vec::new(), 0);
+    loop {
+        let answer = app.get(&format!("/alerts?after={after}&limit=1000")).await;
+        // The database may be away while a test waits.
+        if answer.status != 200 {
+            return all;
+        }
+        let page = answer.json();
+        all.extend(page["alerts"].as_array().expect("a list").iter().cloned());
+        match page["next"].as_i64() {
+            Some(next) => after = next,
+            None => return all,
+        }
+    }
 }
