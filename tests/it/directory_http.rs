@@ -791,9 +791,10 @@ async fn a_long_poll_is_answered_by_a_write(database: Database) {
     let (app, other) = (start(&database).await, start(&database).await);
     let token = app.get("/users-dict").await.header("dict-version").to_owned();
     let path = format!("/users-dict?since={token}&wait=60");
+    let reads = || app.state.metrics.directory_reads.with_label_values(&["validated"]).get();
+    let before = reads();
     let writing = async {
-        // Not before the poll is held: it has begun a read of its own by then.
-        eventually("the poll waits", async || app.state.metrics.http_connections.get() >= 1).await;
+        eventually("the poll has found nothing new and waits", async || reads() > before).await;
         other.post("/users", json!({"global_id": 5, "name": "Eve"})).await.expect(200);
     };
     let begun = std::time::Instant::now();
@@ -836,6 +837,10 @@ impl Events {
 
     /// (id, data); `None` at the end of the stream.
     async fn next(&mut self) -> Option<(String, Value)> {
+        tokio::time::timeout(PATIENCE, self.read_event()).await.expect("an event in time")
+    }
+
+    async fn read_event(&mut self) -> Option<(String, Value)> {
         loop {
             if let Some((event, rest)) = self.buffer.split_once("\n\n") {
                 let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
@@ -847,7 +852,7 @@ impl Events {
                     None => continue,
                 }
             }
-            let chunk = tokio::time::timeout(PATIENCE, self.stream.next()).await.expect("an event in time")?;
+            let chunk = self.stream.next().await?;
             self.buffer.push_str(std::str::from_utf8(&chunk.ok()?).expect("UTF-8"));
         }
     }

@@ -41,14 +41,30 @@ pub struct KeyHistory {
 /// A read that no order of the operations explains.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Violation {
-    NeverWritten { key: i64, read: String },
-    FromTheFuture { key: i64, read: String },
+    NeverWritten {
+        key: i64,
+        read: String,
+    },
+    FromTheFuture {
+        key: i64,
+        read: String,
+    },
     /// A newer version was acknowledged before the read began.
-    Stale { key: i64, read: String, versions_behind: usize },
+    Stale {
+        key: i64,
+        read: String,
+        versions_behind: usize,
+    },
     /// An earlier read had already returned a newer version.
-    WentBack { key: i64, read: String },
+    WentBack {
+        key: i64,
+        read: String,
+    },
     /// Keys that are written together were seen apart.
-    Torn { keys: (i64, i64), read: String },
+    Torn {
+        keys: (i64, i64),
+        read: String,
+    },
 }
 
 impl Read {

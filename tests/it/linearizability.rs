@@ -98,7 +98,9 @@ async fn fault(proxy: &Proxy, network: Network) {
 }
 
 /// Runs the workload on three instances whose store has a bug, until the checker sees it.
-async fn assert_caught(plant: impl Fn(Arc<dyn unified_backend::directory::DirectoryStore>, String) -> planted::Planted) {
+async fn assert_caught(
+    plant: impl Fn(Arc<dyn unified_backend::directory::DirectoryStore>, String) -> planted::Planted,
+) {
     let database = require_backend!(Database::postgres().await);
     let _schema = TestApp::start_ready(&database, &[]).await;
     let mut seen: Vec<Violation> = Vec::new();

@@ -231,7 +231,8 @@ CREATE OR REPLACE TRIGGER planted_write AFTER INSERT OR UPDATE OR DELETE ON "use
 
 impl LogFeed {
     async fn open(url: &str, gate: &str, real: Arc<dyn DirectoryFeed>) -> Self {
-        let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.expect("PostgreSQL answers");
+        let (client, connection) =
+            tokio_postgres::connect(url, tokio_postgres::NoTls).await.expect("PostgreSQL answers");
         tokio::spawn(connection);
         let sql = format!("BEGIN; SELECT pg_advisory_xact_lock(1); {OWN_LOG} COMMIT");
         client.batch_execute(&sql).await.expect("the planted log");

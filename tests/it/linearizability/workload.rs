@@ -350,9 +350,8 @@ async fn read_rows_over_http(record: Arc<Record>, base: String, client: reqwest:
         };
         if is_page {
             let users: Vec<serde_json::Value> = answer.json().await.expect("a page");
-            let named = |user: &serde_json::Value| {
-                Some((user["global_id"].as_i64()?, value_of(user["name"].as_str()?)))
-            };
+            let named =
+                |user: &serde_json::Value| Some((user["global_id"].as_i64()?, value_of(user["name"].as_str()?)));
             let page: BTreeMap<i64, u64> = users.iter().filter_map(named).collect();
             notes.read_whole(began_at, |key| page.get(&key).copied());
         } else {
