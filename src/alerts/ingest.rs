@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::doorbell::Doorbell;
 use super::log::{AlertLog, AppendError};
-use super::types::{AppendBatch, Appended, NewAlert, Source};
+use super::types::{AppendBatch, Appended, NewAlert, PartitionAdvance, Source};
 use crate::directory::Directory;
 use crate::lifecycle::Lifecycle;
 use crate::store_error::StoreError;
@@ -31,7 +31,17 @@ pub struct Ingest {
 
 struct Request {
     batch: AppendBatch,
-    answer: oneshot::Sender<Result<Appended, AppendError>>,
+    answer: Answer,
+}
+
+type Answer = oneshot::Sender<Result<Appended, Box<Unstored>>>;
+
+/// A batch that was refused, or of which nobody knows whether it was stored.
+#[derive(Debug)]
+pub struct Unstored {
+    pub error: AppendError,
+    /// The batch as it was handed in, for another attempt; `None` when the service ended under it.
+    pub batch: Option<AppendBatch>,
 }
 
 impl Ingest {
@@ -52,10 +62,17 @@ impl Ingest {
     /// Answers after the commit. Several callers' batches may share one append; an error concerns the
     /// caller's batch alone. The work goes on when the caller goes away.
     pub async fn accept(&self, batch: AppendBatch) -> Result<Appended, AppendError> {
+        self.accept_or_return(batch).await.map_err(|unstored| unstored.error)
+    }
+
+    /// As [`Self::accept`], for callers that try again: a batch that was not stored comes back.
+    pub async fn accept_or_return(&self, batch: AppendBatch) -> Result<Appended, Box<Unstored>> {
         let (answer, answered) = oneshot::channel();
         let stopping = || AppendError::Store(StoreError::unavailable_because("alert log", "the service is stopping"));
-        self.queue.send(Request { batch, answer }).await.map_err(|_| stopping())?;
-        answered.await.unwrap_or_else(|_| Err(stopping()))
+        if let Err(mpsc::error::SendError(request)) = self.queue.send(Request { batch, answer }).await {
+            return Err(Box::new(Unstored { error: stopping(), batch: Some(request.batch) }));
+        }
+        answered.await.unwrap_or_else(|_| Err(Box::new(Unstored { error: stopping(), batch: None })))
     }
 
     /// Appends what a dead letter turned out to be, and removes the letter; answers as the log does.
@@ -97,14 +114,15 @@ impl Appender {
                     () = closing.cancelled() => return Ok(()),
                 },
             };
-            let mut group = vec![first];
-            let (mut alerts, mut bytes) = size(&group[0].batch);
+            let (mut alerts, mut bytes) = size(&first.batch);
+            let mut group = Group::default();
+            group.push(first);
             // What came while the last append ran goes into this one.
             while let Ok(request) = requests.try_recv() {
                 let (more_alerts, more_bytes) = size(&request.batch);
                 if alerts + more_alerts > MAX_ALERTS
                     || bytes + more_bytes > MAX_BYTES
-                    || shares_partition(&group, &request)
+                    || group.shares_partition(&request.batch)
                 {
                     held = Some(request);
                     break;
@@ -119,27 +137,16 @@ impl Appender {
         }
     }
 
-    async fn append(&self, mut group: Vec<Request>) {
-        for request in &mut group {
-            self.fill_names(&mut request.batch.alerts);
-        }
-        if group.len() > 1 {
-            let together = merge(&group);
-            match self.append_batch(&together).await {
-                Ok(appended) => return answer_each(group, appended),
-                // Whose fault it is shows when each goes alone; nothing of the whole was stored.
-                Err(AppendError::Fenced(_)) => {}
-                Err(AppendError::Store(error)) => {
-                    for request in group {
-                        tell(request.answer, Err(AppendError::Store(error.repeat())));
-                    }
-                    return;
-                }
+    async fn append(&self, mut group: Group) {
+        self.fill_names(&mut group.together.alerts);
+        // Ends: each round answers someone.
+        while !group.shares.is_empty() {
+            match self.append_batch(&group.together).await {
+                Ok(appended) => return group.answer_stored(appended),
+                // Nothing was stored. Those whose fault it is are told, the others go again without them.
+                Err(AppendError::Fenced(void)) => group = group.answer_fenced(&void),
+                Err(AppendError::Store(error)) => return group.answer_failed(&error),
             }
-        }
-        for request in group {
-            let appended = self.append_batch(&request.batch).await;
-            tell(request.answer, appended);
         }
     }
 
@@ -150,12 +157,7 @@ impl Appender {
         match &result {
             Ok(appended) => {
                 self.metrics.alerts_append_rows.observe(batch.alerts.len() as f64);
-                for (new, seq) in batch.alerts.iter().zip(&appended.seqs) {
-                    let label = source_label(&new.source);
-                    let counter =
-                        if seq.is_some() { &self.metrics.alerts_accepted } else { &self.metrics.alerts_duplicates };
-                    counter.with_label_values(&[label]).inc();
-                }
+                self.count(batch, appended);
                 if appended.seqs.iter().any(Option::is_some) {
                     self.doorbell.announce();
                 }
@@ -174,6 +176,22 @@ impl Appender {
         result
     }
 
+    fn count(&self, batch: &AppendBatch, appended: &Appended) {
+        for label in ["http", "kafka"] {
+            let of_source =
+                || batch.alerts.iter().zip(&appended.seqs).filter(|(new, _)| source_label(&new.source) == label);
+            let all = of_source().count();
+            let stored = of_source().filter(|(_, seq)| seq.is_some()).count();
+            for (counter, count) in
+                [(&self.metrics.alerts_accepted, stored), (&self.metrics.alerts_duplicates, all - stored)]
+            {
+                if count > 0 {
+                    counter.with_label_values(&[label]).inc_by(count as u64);
+                }
+            }
+        }
+    }
+
     /// Only the stored columns; the object stays as it came.
     fn fill_names(&self, alerts: &mut [NewAlert]) {
         let Some(snapshot) = self.directory.find_latest() else { return };
@@ -185,38 +203,101 @@ impl Appender {
     }
 }
 
+/// Batches of several callers, one behind the other, that go into one append.
+#[derive(Default)]
+struct Group {
+    together: AppendBatch,
+    shares: Vec<Share>,
+}
+
+/// How much of a group is one caller's.
+struct Share {
+    alerts: usize,
+    dead_letters: usize,
+    advances: usize,
+    answer: Answer,
+}
+
+impl Group {
+    fn push(&mut self, Request { batch, answer }: Request) {
+        self.shares.push(Share {
+            alerts: batch.alerts.len(),
+            dead_letters: batch.dead_letters.len(),
+            advances: batch.advances.len(),
+            answer,
+        });
+        if self.shares.len() == 1 {
+            self.together = batch;
+        } else {
+            self.together.alerts.extend(batch.alerts);
+            self.together.dead_letters.extend(batch.dead_letters);
+            self.together.advances.extend(batch.advances);
+        }
+    }
+
+    /// The log takes at most one advance per partition.
+    fn shares_partition(&self, batch: &AppendBatch) -> bool {
+        batch
+            .advances
+            .iter()
+            .any(|later| self.together.advances.iter().any(|earlier| is_same_partition(earlier, later)))
+    }
+
+    fn answer_stored(self, appended: Appended) {
+        let mut seqs = appended.seqs.into_iter();
+        for share in self.shares {
+            tell(share.answer, Ok(Appended { seqs: seqs.by_ref().take(share.alerts).collect() }));
+        }
+    }
+
+    /// Gives back those whose advances are void; the rest. A refusal that names nobody here is everybody's.
+    fn answer_fenced(self, void: &[PartitionAdvance]) -> Self {
+        let is_void = |advance: &&PartitionAdvance| void.iter().any(|void| is_same_partition(void, advance));
+        let is_nobodys = !self.together.advances.iter().any(|advance| is_void(&advance));
+        let mut rest = Self::default();
+        for Request { batch, answer } in self.into_requests() {
+            let own: Vec<_> = batch.advances.iter().filter(is_void).cloned().collect();
+            if own.is_empty() && !is_nobodys {
+                rest.push(Request { batch, answer });
+            } else {
+                tell(answer, Err(Box::new(Unstored { error: AppendError::Fenced(own), batch: Some(batch) })));
+            }
+        }
+        rest
+    }
+
+    fn answer_failed(self, error: &StoreError) {
+        for Request { batch, answer } in self.into_requests() {
+            let unstored = Unstored { error: AppendError::Store(error.repeat()), batch: Some(batch) };
+            tell(answer, Err(Box::new(unstored)));
+        }
+    }
+
+    fn into_requests(self) -> impl Iterator<Item = Request> {
+        let mut alerts = self.together.alerts.into_iter();
+        let mut dead_letters = self.together.dead_letters.into_iter();
+        let mut advances = self.together.advances.into_iter();
+        self.shares.into_iter().map(move |share| Request {
+            batch: AppendBatch {
+                alerts: alerts.by_ref().take(share.alerts).collect(),
+                dead_letters: dead_letters.by_ref().take(share.dead_letters).collect(),
+                advances: advances.by_ref().take(share.advances).collect(),
+            },
+            answer: share.answer,
+        })
+    }
+}
+
 fn size(batch: &AppendBatch) -> (usize, usize) {
     let letters: usize = batch.dead_letters.iter().map(|letter| letter.raw.len()).sum();
     (batch.alerts.len(), batch.alerts.iter().map(|new| new.alert.body.len()).sum::<usize>() + letters)
 }
 
-/// The log takes at most one advance per partition.
-fn shares_partition(group: &[Request], request: &Request) -> bool {
-    let taken = group.iter().flat_map(|earlier| &earlier.batch.advances);
-    taken.into_iter().any(|earlier| {
-        request.batch.advances.iter().any(|later| later.partition == earlier.partition && later.topic == earlier.topic)
-    })
+fn is_same_partition(one: &PartitionAdvance, other: &PartitionAdvance) -> bool {
+    one.partition == other.partition && one.topic == other.topic
 }
 
-fn merge(group: &[Request]) -> AppendBatch {
-    let mut together = AppendBatch::default();
-    for Request { batch, .. } in group {
-        together.alerts.extend(batch.alerts.iter().cloned());
-        together.dead_letters.extend(batch.dead_letters.iter().cloned());
-        together.advances.extend(batch.advances.iter().cloned());
-    }
-    together
-}
-
-fn answer_each(group: Vec<Request>, appended: Appended) {
-    let mut seqs = appended.seqs.into_iter();
-    for request in group {
-        let own = seqs.by_ref().take(request.batch.alerts.len()).collect();
-        tell(request.answer, Ok(Appended { seqs: own }));
-    }
-}
-
-fn tell(answer: oneshot::Sender<Result<Appended, AppendError>>, result: Result<Appended, AppendError>) {
+fn tell(answer: Answer, result: Result<Appended, Box<Unstored>>) {
     if answer.send(result).is_err() {
         tracing::debug!("who handed in a batch did not wait for its answer");
     }

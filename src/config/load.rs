@@ -146,6 +146,7 @@ impl Reader<'_> {
             directory: DirectoryConfig {
                 read_deadline: self.seconds("directory.read_deadline_seconds", 0.01, 60.0),
                 stale_if_error: self.seconds("directory.stale_if_error_seconds", 0.0, 86_400.0),
+                audit_interval: self.seconds("directory.audit_interval_seconds", 0.1, 604_800.0),
             },
             redis: self.read_redis(),
             kafka: self.read_kafka(),

@@ -69,6 +69,8 @@ pub struct DirectoryConfig {
     pub read_deadline: Duration,
     /// How old an answer may be that is served while the database is away; zero: none.
     pub stale_if_error: Duration,
+    /// How often the replica is compared with the tables.
+    pub audit_interval: Duration,
 }
 
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! Compares the replica with the tables once an hour: the proof, in production, that the change log
+//! Compares the replica with the tables now and then: the proof, in production, that the change log
 //! misses nothing. Knows the facade and the feed, no engine.
 
 use std::sync::Arc;
@@ -10,17 +10,16 @@ use super::sync::off_runtime;
 use super::{Directory, StoreError};
 use crate::telemetry::metrics::Metrics;
 
-const INTERVAL: Duration = Duration::from_secs(3600);
 /// Tries to catch a moment without a change between the two sides.
 const ATTEMPTS: usize = 20;
 
 /// Runs until the service closes.
-pub async fn run(directory: Directory, metrics: Arc<Metrics>) -> anyhow::Result<()> {
+pub async fn run(directory: Directory, interval: Duration, metrics: Arc<Metrics>) -> anyhow::Result<()> {
     let closing = directory.lifecycle.closing().clone();
     loop {
         tokio::select! {
             () = closing.cancelled() => return Ok(()),
-            () = tokio::time::sleep(INTERVAL) => {}
+            () = tokio::time::sleep(interval) => {}
         }
         let outcome = tokio::select! {
             () = closing.cancelled() => return Ok(()),
@@ -29,7 +28,7 @@ pub async fn run(directory: Directory, metrics: Arc<Metrics>) -> anyhow::Result<
         match outcome {
             Ok(Verdict::Equal) => tracing::debug!("the replica equals the tables"),
             Ok(Verdict::Busy) => {
-                tracing::info!("no quiet moment to compare the replica with the tables; next hour again")
+                tracing::info!("no quiet moment to compare the replica with the tables; tried again later")
             }
             Ok(Verdict::Different) => {
                 metrics.directory_audit_differences.inc();
@@ -38,10 +37,10 @@ pub async fn run(directory: Directory, metrics: Arc<Metrics>) -> anyhow::Result<
                      run `unified-backend doctor`); loading everything anew"
                 );
                 if let Err(error) = directory.rebuild().await {
-                    tracing::error!(error = %error, "the rebuild after the audit failed; the next hour tries again");
+                    tracing::error!(error = %error, "the rebuild after the audit failed; the next audit tries again");
                 }
             }
-            Err(error) => tracing::warn!(error = %error, "the audit could not read the tables; next hour again"),
+            Err(error) => tracing::warn!(error = %error, "the audit could not read the tables; tried again later"),
         }
     }
 }

@@ -94,7 +94,7 @@ impl Directory {
     ) -> Self {
         let barrier = sync::Barrier::start(store.clone(), config, lifecycle, metrics.clone());
         let directory = Self { store, barrier, lifecycle: lifecycle.clone() };
-        lifecycle.spawn_service("directory audit", audit::run(directory.clone(), metrics));
+        lifecycle.spawn_service("directory audit", audit::run(directory.clone(), config.audit_interval, metrics));
         directory
     }
 

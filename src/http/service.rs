@@ -110,7 +110,12 @@ async fn ready(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
         return Err(ApiError::unavailable("service", "stopping", "the service is stopping"));
     }
     match state.health.find(name::DATABASE) {
-        Some(check) if check.state == Health::Up => Ok(Json(json!({ "status": "ready" }))),
+        Some(check) if check.state == Health::Up && state.directory.find_latest().is_some() => {
+            Ok(Json(json!({ "status": "ready" })))
+        }
+        Some(check) if check.state == Health::Up => {
+            Err(ApiError::unavailable("database", "database_unavailable", "the directory is being loaded"))
+        }
         check => {
             let why = check.and_then(|check| check.detail).unwrap_or_else(|| "not connected yet".to_owned());
             Err(ApiError::unavailable("database", "database_unavailable", why))

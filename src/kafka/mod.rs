@@ -1,5 +1,21 @@
 //! Alerts out of Kafka. Positions live in the alert log beside the rows; the broker's committed
-//! offsets are advisory.
+//! offsets are advisory. A thread polls the broker; each assigned partition has a keeper on the runtime
+//! that takes it in the log and stores what comes. The only place that knows the client library.
+
+mod cameras;
+mod client;
+mod condition;
+mod inbox;
+mod keeper;
+mod lookup;
+mod poison;
+mod poller;
+mod position;
+mod properties;
+mod service;
+mod shared;
+mod statistics;
+mod verdict;
 
 use std::sync::Arc;
 
@@ -7,7 +23,7 @@ use crate::alerts::decode::DecodeLimits;
 use crate::alerts::{AlertLog, Ingest};
 use crate::config::KafkaConfig;
 use crate::lifecycle::Lifecycle;
-use crate::telemetry::health::HealthBoard;
+use crate::telemetry::health::{HealthBoard, State, name};
 use crate::telemetry::metrics::Metrics;
 
 /// Starts the consumer; never waits for a broker.
@@ -20,6 +36,15 @@ pub fn start(
     metrics: Arc<Metrics>,
     health: HealthBoard,
 ) {
-    let _ = (config, limits, log, ingest, lifecycle, metrics, health);
-    todo!()
+    health.report(name::KAFKA, State::Starting, Some(format!("connecting to {}", config.bootstrap_servers)));
+    let service = service::Service {
+        config: config.clone(),
+        limits,
+        log,
+        ingest,
+        lifecycle: lifecycle.clone(),
+        shared: Arc::new(shared::Shared::new(metrics)),
+        health,
+    };
+    lifecycle.spawn_service("kafka consumer", service.run());
 }

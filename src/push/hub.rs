@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
-use axum::body::Bytes;
 use axum::extract::ws::Utf8Bytes;
+use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 

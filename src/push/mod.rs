@@ -3,6 +3,7 @@
 
 mod follower;
 mod hub;
+mod routes;
 mod session;
 mod sse;
 mod ws;
@@ -10,18 +11,11 @@ mod ws;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::routing::get;
-
 use self::hub::Hub;
 use self::session::Session;
-use crate::alerts::routes::{filter_of, seq_beyond_end};
 use crate::alerts::types::{AlertQuery, Direction};
 use crate::alerts::{AlertLog, Doorbell};
 use crate::config::{AlertsConfig, ApiConfig};
-use crate::http::error::ApiError;
-use crate::http::extract::Query;
 use crate::lifecycle::Lifecycle;
 use crate::store_error::StoreError;
 use crate::telemetry::metrics::Metrics;
@@ -38,14 +32,6 @@ pub struct Push {
     metrics: Arc<Metrics>,
     write_deadline: Duration,
     origins: Arc<[String]>,
-}
-
-/// What a client asked for.
-struct Wanted {
-    session: Session,
-    envelope: bool,
-    /// Named with `after` or `Last-Event-ID`.
-    after: Option<i64>,
 }
 
 impl Push {
@@ -69,33 +55,6 @@ impl Push {
             write_deadline: alerts.write_deadline,
             origins: api.cors_origins.clone().into(),
         }
-    }
-
-    /// `/ws/alerts` and `/alerts/stream`.
-    pub fn router(&self) -> Router {
-        Router::new()
-            .route("/ws/alerts", get(ws::connect))
-            .route("/alerts/stream", get(sse::connect))
-            .with_state(self.clone())
-    }
-
-    fn wanted(&self, query: Option<&str>, last_event_id: Option<&str>) -> Result<Wanted, ApiError> {
-        let mut query = Query::parse(query);
-        let envelope = query.boolean("envelope", false);
-        let mut after = query.find("after").is_some().then(|| query.integer("after", 0, 0..=i64::MAX));
-        if let Some(id) = last_event_id.and_then(|id| id.trim().parse().ok()).filter(|id| *id >= 0) {
-            after = Some(id);
-        }
-        let filter = filter_of(&query);
-        query.finish()?;
-        Ok(Wanted { session: Session::new(filter, after), envelope, after })
-    }
-
-    /// Refuses a position that this log never reached.
-    async fn check_position(&self, wanted: &Wanted) -> Result<Result<(), ApiError>, StoreError> {
-        let Some(after) = wanted.after.filter(|after| *after > self.hub.last_seq()) else { return Ok(Ok(())) };
-        let last = self.log.last_seq().await?;
-        Ok(if after > last { Err(seq_beyond_end(after, last)) } else { Ok(()) })
     }
 
     /// The next alerts for a session, waiting for them. Cancel-safe: what was not returned is not
@@ -137,19 +96,6 @@ impl Push {
 
     fn page(&self, session: &Session, direction: Direction, limit: u32) -> AlertQuery {
         AlertQuery { direction, limit, filter: session.filter().clone(), from: None, to: None }
-    }
-
-    /// Browsers send `Origin`: only pages of this host or of the configured origins may listen.
-    fn check_origin(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        let text = |name| headers.get(name).and_then(|value: &axum::http::HeaderValue| value.to_str().ok());
-        let Some(origin) = text(header::ORIGIN) else { return Ok(()) };
-        let is_same_host =
-            text(header::HOST).is_some_and(|host| origin.split_once("://").is_some_and(|(_, rest)| rest == host));
-        if is_same_host || self.origins.iter().any(|allowed| allowed == origin) {
-            return Ok(());
-        }
-        let detail = format!("pages of {origin} may not listen here; add it to API_CORS_ORIGINS if they should");
-        Err(ApiError::new(StatusCode::FORBIDDEN, "origin_not_allowed", detail))
     }
 }
 

@@ -9,7 +9,8 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use tokio::sync::mpsc;
 
-use super::{Present, Push, Wanted};
+use super::routes::Wanted;
+use super::{Present, Push};
 use crate::http::error::ApiError;
 
 const KEEP_ALIVE: Duration = Duration::from_secs(15);

@@ -10,7 +10,8 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::time::{Instant, timeout};
 
-use super::{Present, Push, Wanted};
+use super::routes::Wanted;
+use super::{Present, Push};
 use crate::http::error::ApiError;
 
 const PING_INTERVAL: Duration = Duration::from_secs(20);

@@ -9,9 +9,9 @@ use deadpool_postgres::{Object, Transaction};
 use tokio_postgres::Row;
 
 use super::codec::Time;
+use super::connection::Endpoint;
 use super::feed::Feed;
 use super::pool::{Pool, WorkError};
-use super::tls::Endpoint;
 use crate::directory::geometry::check_polygon;
 use crate::directory::store::{DirectoryFeed, DirectoryStore};
 use crate::directory::{Command, NewUser, NewZone, Outcome, Refusal, User, UserPatch, WriteError, Zone, ZonePatch};
@@ -74,8 +74,8 @@ impl DirectoryStore for PostgresDirectory {
     }
 
     async fn open_feed(&self) -> Result<Arc<dyn DirectoryFeed>, StoreError> {
-        // The pool's obstacle is the feed's too: before the migration there is nothing to follow.
-        self.pool.run("open_feed", move |lease| async move { Ok((lease, ())) }).await?;
+        // Before the migration there is nothing to follow.
+        self.pool.until_usable().await;
         Ok(Arc::new(Feed::open(&self.endpoint, self.limit).await?))
     }
 }

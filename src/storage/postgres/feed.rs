@@ -12,9 +12,9 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 
 use super::codec::Time;
+use super::connection::Endpoint;
 use super::directory::zone_of;
 use super::error::{DEPENDENCY, translate};
-use super::tls::Endpoint;
 use crate::directory::store::{Changes, DirectoryFeed, Loaded, Progress, ResetReason};
 use crate::directory::{Cursor, User, Zone};
 use crate::store_error::StoreError;

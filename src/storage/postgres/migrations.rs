@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
+use super::connection::Endpoint;
 use super::error::DEPENDENCY;
-use super::tls::Endpoint;
 use crate::config::Secret;
 use crate::storage::{MigrationError, MigrationReport};
 use crate::store_error::{StoreError, describe};

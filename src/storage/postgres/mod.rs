@@ -2,12 +2,12 @@
 
 mod alerts;
 mod codec;
+mod connection;
 mod directory;
 mod error;
 mod feed;
 pub mod migrations;
 mod pool;
-mod tls;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::connection::Endpoint;
 use self::pool::Pool;
-use self::tls::Endpoint;
 use super::{MigrationError, Storage};
 use crate::config::{DatabaseConfig, Secret};
 use crate::lifecycle::Lifecycle;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool as Connections, PoolError, RecyclingMethod, Runtime};
 use tokio::sync::watch;
 
+use super::connection::Endpoint;
 use super::error::{self, DEPENDENCY};
-use super::tls::Endpoint;
 use crate::store_error::StoreError;
 use crate::telemetry::metrics::Metrics;
 
@@ -107,6 +107,13 @@ impl Pool {
                 Err(WorkError::Driver(error)) => return Err(error::translate(operation, self.limit_ms(), error)),
                 Err(WorkError::Store(error)) => return Err(error),
             }
+        }
+    }
+
+    /// Waits until the schema is there.
+    pub async fn until_usable(&self) {
+        if self.obstacle.clone().wait_for(Option::is_none).await.is_err() {
+            tracing::debug!("the database's keeper ended before the schema was there");
         }
     }
 

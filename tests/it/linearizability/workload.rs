@@ -306,7 +306,7 @@ async fn read_deltas(record: Arc<Record>, directory: Directory) {
             copy.clear();
         }
         copy.extend(delta.set.iter().map(|(key, name)| (*key, value_of(name))));
-        delta.deleted.iter().for_each(|key| drop(copy.remove(key)));
+        copy.retain(|key, _| !delta.deleted.contains(key));
         // Through its text, as a client holds it.
         since = Cursor::parse(&delta.version.to_string());
         notes.read_whole(began_at, |key| copy.get(&key).copied());

@@ -89,7 +89,7 @@ pub struct PostgresDatabase {
 
 impl PostgresDatabase {
     pub async fn create() -> Option<Self> {
-        let admin_url = find_server("postgres", "TEST_POSTGRES_URL")?;
+        let admin_url = find_postgres_url()?;
         let name = format!("ub_test_{}", uuid::Uuid::new_v4().simple());
         execute(&admin_url, &format!("CREATE DATABASE {name}")).await;
         let mut url = url::Url::parse(&admin_url).expect("TEST_POSTGRES_URL is a URL");
@@ -127,6 +127,10 @@ async fn connect(url: &str) -> tokio_postgres::Client {
 
 async fn execute(url: &str, sql: &str) {
     connect(url).await.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+}
+
+pub fn find_postgres_url() -> Option<String> {
+    find_server("postgres", "TEST_POSTGRES_URL")
 }
 
 /// A logical database of the Redis of `TEST_REDIS_URL` that no other test of this run uses. The server

@@ -1,7 +1,6 @@
 //! A network that can fail: a TCP proxy on loopback between the service and a server.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -36,6 +35,7 @@ struct State {
 
 pub struct Proxy {
     pub address: SocketAddr,
+    target: watch::Sender<String>,
     state: watch::Sender<State>,
     stop: CancellationToken,
 }
@@ -47,15 +47,16 @@ impl Proxy {
         let address = listener.local_addr().expect("bound");
         let state = watch::Sender::new(State { network: Network::Works, cuts: 0, freezes: 0 });
         let stop = CancellationToken::new();
-        let (target, states): (Arc<str>, _) = (target.into(), state.clone());
+        let target = watch::Sender::new(target.to_owned());
+        let (targets, states) = (target.clone(), state.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             loop {
                 if let Ok((client, _)) = listener.accept().await {
-                    tokio::spawn(carry(client, target.clone(), states.subscribe()));
+                    tokio::spawn(carry(client, targets.subscribe(), states.subscribe()));
                 }
             }
         }));
-        Self { address, state, stop }
+        Self { address, target, state, stop }
     }
 
     /// In front of the server of a URL; also the URL through the proxy.
@@ -77,6 +78,11 @@ impl Proxy {
         self.state.send_modify(|state| state.freezes += 1);
     }
 
+    /// New connections go to another server.
+    pub fn retarget(&self, target: &str) {
+        self.target.send_replace(target.to_owned());
+    }
+
     /// Closes what is open; new connections work.
     pub fn cut(&self) {
         self.state.send_modify(|state| state.cuts += 1);
@@ -90,12 +96,13 @@ impl Drop for Proxy {
     }
 }
 
-async fn carry(client: TcpStream, target: Arc<str>, mut states: watch::Receiver<State>) {
+async fn carry(client: TcpStream, targets: watch::Receiver<String>, states: watch::Receiver<State>) {
     let born = *states.borrow();
     let carrying = async {
         // A frozen network accepts (the kernel does) and then is silent.
         until_passing(&mut states.clone(), born.freezes, true).await;
-        let Ok(server) = TcpStream::connect(&*target).await else { return };
+        let target = targets.borrow().clone();
+        let Ok(server) = TcpStream::connect(target).await else { return };
         let delays = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
         delays.expect("the connections are open");
         let (client_read, client_write) = client.into_split();
@@ -112,7 +119,6 @@ async fn carry(client: TcpStream, target: Arc<str>, mut states: watch::Receiver<
         _ = ending.wait_for(is_ending) => {}
         () = carrying => {}
     }
-    states.mark_unchanged();
 }
 
 /// A line as long as its delay: what is under way does not hold up what follows.
