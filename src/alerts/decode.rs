@@ -186,8 +186,7 @@ fn depth(text: &str) -> usize {
     deepest
 }
 
-/// ISO 8601, with an offset or in the zone of those that name none. Not before the year 1: neither all
-/// stores nor RFC 3339 can say that.
+/// ISO 8601, with an offset or in the zone of those that name none.
 pub(super) fn parse_time(text: &str, zone: &jiff::tz::TimeZone) -> Option<Timestamp> {
     let text = text.trim();
     let instant = match text.parse::<jiff::Timestamp>() {
