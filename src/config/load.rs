@@ -26,7 +26,7 @@ pub struct Loaded {
 
 /// One setting as it counts.
 pub struct EffectiveValue {
-    pub key: &'static str,
+    pub key: String,
     /// Redacted where it is a secret.
     pub value: String,
     pub origin: String,
@@ -112,12 +112,12 @@ fn list_values(sources: &Sources) -> Vec<EffectiveValue> {
                 Some(given) => (given.value.clone(), format!("{}, {}", given.name, given.origin)),
                 None => (setting.default.to_owned(), "default".to_owned()),
             };
-            EffectiveValue { key: setting.key, value: shown(setting, &value), origin }
+            EffectiveValue { key: setting.key.to_owned(), value: shown(setting, &value), origin }
         })
         .collect();
-    for given in sources.list_kafka_properties().into_values() {
+    for (name, given) in sources.list_kafka_properties() {
         values.push(EffectiveValue {
-            key: "kafka.property",
+            key: format!("kafka.property.{name}"),
             value: "[redacted]".to_owned(),
             origin: format!("{}, {}", given.name, given.origin),
         });

@@ -104,7 +104,7 @@ impl Sources {
             let named = |name: &&str| {
                 layer.iter().rev().find(|given| given.name.eq_ignore_ascii_case(name) && !given.value.is_empty())
             };
-            setting.names.iter().find_map(|name| named(name)).or_else(|| named(&setting.key))
+            setting.names.iter().find_map(&named).or_else(|| named(&setting.key))
         })
     }
 

@@ -35,6 +35,9 @@ pub struct Snapshot {
     gzip: OnceLock<DictBody>,
 }
 
+/// What becomes of a global id: the user that has it now, or nobody.
+type Edit = (i64, Option<Arc<User>>);
+
 struct Chunk {
     users: Box<[Arc<User>]>,
     dict: Arc<DictChunk>,
@@ -256,7 +259,7 @@ impl Snapshot {
 
     /// `named`: the ids whose dict entry changes; chunks without one keep their encoding.
     fn chunks_after(&self, edits: BTreeMap<i64, Option<Arc<User>>>, named: &[i64]) -> Vec<Arc<Chunk>> {
-        let mut by_chunk: BTreeMap<usize, Vec<(i64, Option<Arc<User>>)>> = BTreeMap::new();
+        let mut by_chunk: BTreeMap<usize, Vec<Edit>> = BTreeMap::new();
         for (global_id, user) in edits {
             by_chunk.entry(self.chunk_of(global_id)).or_default().push((global_id, user));
         }
@@ -296,7 +299,7 @@ impl Snapshot {
 }
 
 /// Both in ascending order of the id.
-fn merge(users: &[Arc<User>], edits: Vec<(i64, Option<Arc<User>>)>) -> Vec<Arc<User>> {
+fn merge(users: &[Arc<User>], edits: Vec<Edit>) -> Vec<Arc<User>> {
     let mut merged = Vec::with_capacity(users.len() + edits.len());
     let mut rest = users;
     for (global_id, user) in edits {

@@ -26,6 +26,9 @@ use crate::lifecycle::Lifecycle;
 use crate::telemetry::health::{HealthBoard, State, name};
 use crate::telemetry::metrics::Metrics;
 
+pub mod doctor;
+pub mod producer;
+
 /// Starts the consumer; never waits for a broker.
 pub fn start(
     config: &KafkaConfig,

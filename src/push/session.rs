@@ -174,7 +174,7 @@ mod tests {
                     }
                 }
             }
-            world.follow(usize::MAX.min(world.log.len()));
+            world.follow(world.log.len());
             while world.step(0) {}
             let begin = after.map_or_else(|| world.got.first().copied().unwrap_or(i64::MAX), |after| after + 1);
             let expected: Vec<i64> = world.log.iter().filter(|entry| entry.seq >= begin && filter.matches(&entry.columns)).map(|entry| entry.seq).collect();

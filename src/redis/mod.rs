@@ -4,6 +4,7 @@
 mod breaker;
 mod connection;
 mod dict_hash;
+pub mod doctor;
 mod doorbell;
 mod fault;
 mod mirror;

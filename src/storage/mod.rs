@@ -10,6 +10,7 @@ use crate::config::{DatabaseConfig, DatabaseEngine};
 use crate::directory::DirectoryStore;
 use crate::lifecycle::Lifecycle;
 use crate::store_error::StoreError;
+use crate::telemetry::finding::Finding;
 use crate::telemetry::health::HealthBoard;
 use crate::telemetry::metrics::Metrics;
 
@@ -70,5 +71,13 @@ pub async fn check_migrations(config: &DatabaseConfig) -> Result<MigrationReport
     match &config.engine {
         DatabaseEngine::Postgres { url } => postgres::migrations::check(url).await,
         DatabaseEngine::Sqlite { path } => sqlite::migrations::check(path).await,
+    }
+}
+
+/// Looks the configured database over; changes nothing.
+pub async fn examine(config: &DatabaseConfig) -> Vec<Finding> {
+    match &config.engine {
+        DatabaseEngine::Postgres { url } => postgres::doctor::examine(url).await,
+        DatabaseEngine::Sqlite { path } => sqlite::doctor::examine(path).await,
     }
 }

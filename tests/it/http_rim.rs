@@ -20,7 +20,7 @@ struct Rim {
 
 impl Rim {
     async fn start(settings: &[(&str, &str)]) -> Self {
-        let database = Database::postgres().await.expect("temporary");
+        let database = Database::sqlite();
         let app = TestApp::start_ready(&database, settings).await;
         Self { app, database }
     }

@@ -4,6 +4,7 @@ mod alerts;
 mod codec;
 mod connection;
 mod directory;
+pub mod doctor;
 mod error;
 mod feed;
 pub mod migrations;

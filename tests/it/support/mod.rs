@@ -4,4 +4,5 @@
 pub mod app;
 pub mod backends;
 pub mod cluster;
+pub mod process;
 pub mod proxy;
