@@ -156,8 +156,7 @@ async fn an_alert_keeps_its_own_text(database: Database) {
     }
     let recent = app.get("/messages/recent").await;
     assert_eq!(recent.text(), format!("{{\"count\":{},\"messages\":[{}]}}", texts.len(), texts.join(",")));
-    let alone = start(&database).await;
-    send(&alone, " {\"a\" : 1.50}\n").await.expect(200);
+    send(&app, " {\"a\" : 1.50}\n").await.expect(200);
     assert_eq!(app.get("/messages/recent?limit=1").await.text(), r#"{"count":1,"messages":[{"a" : 1.50}]}"#);
 }
 
@@ -288,8 +287,11 @@ async fn odd_queries_are_refused_or_find_nothing(database: Database) {
         assert_eq!(app.get(&format!("/alerts/rejected?{query}")).await.status.as_u16(), 422, "{query}");
     }
     assert_fault(&app.get("/alerts/rejected?after=-1").await, "greater_than_equal", json!(["query", "after"]));
-    let many: String = (0..2000).map(|n| format!("&zone_id={n}")).collect();
-    assert_eq!(seqs(&list(&app, &format!("?limit=1{many}")).await), [0; 0]);
+    let many = |count: usize| (0..count).map(|n| format!("&zone_id={n}&user_id={n}")).collect::<String>();
+    assert_eq!(seqs(&list(&app, &format!("?limit=1{}", many(100))).await), [0; 0]);
+    for path in ["/alerts", "/alerts/stream"] {
+        assert_fault(&app.get(&format!("{path}?{}", many(101))).await, "too_long", json!(["query", "zone_id"]));
+    }
     assert_eq!(list(&app, "?zone_id=%FF&camera_id=%F0%9F%98%80&unknown=1").await["next"], Value::Null);
     assert_eq!(list(&app, "?before=9223372036854775807").await["next"], Value::Null);
 }
