@@ -1,7 +1,7 @@
 //! Reads the log as it grows, once per instance. The doorbell saves waiting; the poll is the truth.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +13,8 @@ use crate::telemetry::metrics::Metrics;
 
 const PAGE: u32 = 500;
 const BACKOFF: Duration = Duration::from_millis(500);
+/// How often the end of the log is looked at for its own sake.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 pub struct Follower {
     log: Arc<dyn AlertLog>,
@@ -43,8 +45,16 @@ impl Follower {
     async fn follow(&self) -> anyhow::Result<()> {
         let mut is_begun = false;
         let mut is_failing = false;
+        let mut looked_at = Instant::now();
         loop {
-            let outcome = if is_begun { self.read_on().await } else { self.begin().await };
+            let outcome = if !is_begun {
+                self.begin().await
+            } else if looked_at.elapsed() >= LOOK_INTERVAL {
+                looked_at = Instant::now();
+                self.check_end().await
+            } else {
+                self.read_on().await
+            };
             match outcome {
                 Ok(is_more) => {
                     if std::mem::take(&mut is_failing) {
@@ -74,6 +84,21 @@ impl Follower {
         let last_seq = self.log.last_seq().await?;
         self.hub.begin_at(last_seq);
         self.metrics.alerts_last_seq.set(last_seq);
+        Ok(true)
+    }
+
+    /// A log that ends before what was read of it was replaced, mostly by an older copy of itself.
+    async fn check_end(&self) -> Result<bool, StoreError> {
+        let (read, last_seq) = (self.hub.last_seq(), self.log.last_seq().await?);
+        if last_seq < read {
+            tracing::error!(
+                read,
+                last_seq,
+                "the alert log ends before what was already read: it was replaced; streams are closed and start over"
+            );
+            self.hub.replaced_by_one_at(last_seq);
+            self.metrics.alerts_last_seq.set(last_seq);
+        }
         Ok(true)
     }
 

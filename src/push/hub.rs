@@ -65,6 +65,8 @@ pub struct Recent {
     bytes: usize,
     /// Where the log ends as far as the follower knows.
     pub last_seq: i64,
+    /// Raised when the log turned out to be another one.
+    pub generation: u64,
 }
 
 impl Recent {
@@ -102,7 +104,15 @@ impl Hub {
 
     /// The follower knows where the log ends, and nothing of what is before.
     pub fn begin_at(&self, last_seq: i64) {
-        *self.recent.write() = Arc::new(Recent::at(last_seq));
+        let generation = self.recent().generation;
+        *self.recent.write() = Arc::new(Recent { generation, ..Recent::at(last_seq) });
+        self.last_seq.send_replace(last_seq);
+    }
+
+    /// The log is another one, which ends here.
+    pub fn replaced_by_one_at(&self, last_seq: i64) {
+        let generation = self.recent().generation + 1;
+        *self.recent.write() = Arc::new(Recent { generation, ..Recent::at(last_seq) });
         self.last_seq.send_replace(last_seq);
     }
 

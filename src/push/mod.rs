@@ -11,9 +11,12 @@ mod ws;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::hub::Hub;
-use self::session::Session;
-use crate::alerts::types::{AlertQuery, Direction};
+use futures_util::stream::{self, Stream};
+use tokio::sync::Semaphore;
+
+use self::hub::{Entry, Hub};
+use self::session::{Session, Step};
+use crate::alerts::types::{AlertQuery, Direction, StoredAlert};
 use crate::alerts::{AlertLog, Doorbell};
 use crate::config::{AlertsConfig, ApiConfig};
 use crate::lifecycle::Lifecycle;
@@ -22,6 +25,10 @@ use crate::telemetry::metrics::Metrics;
 
 /// How many alerts a client that names no position is shown first.
 const HISTORY: u32 = 100;
+/// Pages of the log that are read at once for all clients together.
+const READERS: usize = 4;
+/// Until a client's read of the log is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -32,6 +39,7 @@ pub struct Push {
     metrics: Arc<Metrics>,
     write_deadline: Duration,
     origins: Arc<[String]>,
+    readers: Arc<Semaphore>,
 }
 
 impl Push {
@@ -54,44 +62,66 @@ impl Push {
             metrics,
             write_deadline: alerts.write_deadline,
             origins: api.cors_origins.clone().into(),
+            readers: Arc::new(Semaphore::new(READERS)),
         }
     }
 
-    /// The next alerts for a session, waiting for them. Cancel-safe: what was not returned is not
-    /// counted as taken.
-    async fn next(&self, session: &mut Session) -> Result<Vec<Arc<hub::Entry>>, StoreError> {
+    /// What a session is to be shown, batch by batch, for as long as the log stays the same one. An outage
+    /// of the store only makes it wait: the follower tells of it. Safe to be polled between other things:
+    /// what is under way goes on.
+    fn stream(&self, session: Session) -> impl Stream<Item = Vec<Arc<Entry>>> + Send + use<> {
+        stream::unfold((self.clone(), session), |(push, mut session)| async move {
+            let entries = push.next(&mut session).await?;
+            Some((entries, (push, session)))
+        })
+    }
+
+    /// `None`: the log is another one now, or the service stops.
+    async fn next(&self, session: &mut Session) -> Option<Vec<Arc<Entry>>> {
         let mut changes = self.hub.subscribe();
         loop {
             changes.borrow_and_update();
-            match session.take(&self.hub.recent()) {
-                session::Step::Deliver(entries) => return Ok(entries),
-                session::Step::Wait => {
-                    if changes.changed().await.is_err() {
-                        return Err(StoreError::unavailable_because("alert log", "the service is stopping"));
-                    }
+            let (query, is_history) = match session.take(&self.hub.recent()) {
+                Step::Deliver(entries) => return Some(entries),
+                Step::Wait => {
+                    changes.changed().await.ok()?;
+                    continue;
                 }
-                session::Step::History => {
-                    let end = self.hub.last_seq();
-                    let mut found =
-                        self.log.list_alerts(&self.page(session, Direction::Before(i64::MAX), HISTORY)).await?;
-                    found.reverse();
-                    self.metrics.push_replays.with_label_values(&["connect"]).inc();
-                    let entries = found.into_iter().map(|alert| Arc::new(hub::Entry::new(alert))).collect();
-                    return Ok(session.replayed(entries, true, end));
-                }
-                session::Step::Replay { after, limit } => {
-                    let end = self.hub.last_seq();
-                    let found = self.log.list_alerts(&self.page(session, Direction::After(after), limit)).await?;
-                    self.metrics.push_replays.with_label_values(&["behind"]).inc();
-                    let is_complete = found.len() < limit as usize;
-                    let entries = found.into_iter().map(|alert| Arc::new(hub::Entry::new(alert))).collect();
-                    let entries = session.replayed(entries, is_complete, end);
-                    if !entries.is_empty() {
-                        return Ok(entries);
-                    }
-                }
+                Step::LogReplaced => return None,
+                Step::History => (self.page(session, Direction::Before(i64::MAX), HISTORY), true),
+                Step::Replay { after, limit } => (self.page(session, Direction::After(after), limit), false),
+            };
+            let end = self.hub.last_seq();
+            let limit = query.limit as usize;
+            let Ok(mut found) = self.read(query).await else {
+                tokio::time::sleep(RETRY_PAUSE).await;
+                continue;
+            };
+            self.metrics.push_replays.with_label_values(&[if is_history { "connect" } else { "behind" }]).inc();
+            let is_complete = is_history || found.len() < limit;
+            if is_history {
+                found.reverse();
+            }
+            let entries = found.into_iter().map(|alert| Arc::new(Entry::new(alert))).collect();
+            let entries = session.replayed(entries, is_complete, end);
+            if !entries.is_empty() {
+                return Some(entries);
             }
         }
+    }
+
+    /// A page of the log, read in a task of its own: a client that goes away costs no connection. Only so
+    /// many at once that the pool is left to others.
+    async fn read(&self, query: AlertQuery) -> Result<Vec<StoredAlert>, StoreError> {
+        let stopping = || StoreError::unavailable_because("alert log", "the service is stopping");
+        let turn = self.readers.clone().acquire_owned().await.map_err(|_| stopping())?;
+        let log = self.log.clone();
+        let reading = tokio::spawn(async move {
+            let found = log.list_alerts(&query).await;
+            drop(turn);
+            found
+        });
+        reading.await.unwrap_or_else(|_| Err(stopping()))
     }
 
     fn page(&self, session: &Session, direction: Direction, limit: u32) -> AlertQuery {

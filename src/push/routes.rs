@@ -16,7 +16,7 @@ pub(super) struct Wanted {
     pub session: Session,
     pub envelope: bool,
     /// Named with `after` or `Last-Event-ID`.
-    after: Option<i64>,
+    pub after: Option<i64>,
 }
 
 impl Push {

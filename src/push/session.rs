@@ -17,6 +17,8 @@ pub struct Session {
     filter: AlertFilter,
     /// `None`: it has to be shown the newest first.
     position: Option<i64>,
+    /// The log that the position is of; `None` before the first look.
+    generation: Option<u64>,
 }
 
 /// What is to be done for a session.
@@ -29,23 +31,23 @@ pub enum Step {
     History,
     /// Read the log from there.
     Replay { after: i64, limit: u32 },
+    /// The log was replaced by another one (a restored backup): the position means nothing any more.
+    LogReplaced,
 }
 
 impl Session {
     pub fn new(filter: AlertFilter, after: Option<i64>) -> Self {
-        Self { filter, position: after }
+        Self { filter, position: after, generation: None }
     }
 
     pub fn filter(&self) -> &AlertFilter {
         &self.filter
     }
 
-    /// The last alert that was handed out or passed over.
-    pub fn position(&self) -> i64 {
-        self.position.unwrap_or(0)
-    }
-
     pub fn take(&mut self, recent: &Recent) -> Step {
+        if *self.generation.get_or_insert(recent.generation) != recent.generation {
+            return Step::LogReplaced;
+        }
         let Some(position) = self.position else { return Step::History };
         if position >= recent.last_seq {
             return Step::Wait;
@@ -134,7 +136,7 @@ mod tests {
             };
             let delivered = match step {
                 Step::Deliver(entries) => entries,
-                Step::Wait => return false,
+                Step::Wait | Step::LogReplaced => return false,
                 Step::History => {
                     let all = matching(&self.log);
                     let newest = all[all.len().saturating_sub(100)..].to_vec();
@@ -150,6 +152,15 @@ mod tests {
             self.got.extend(delivered.iter().map(|entry| entry.seq));
             true
         }
+    }
+
+    #[test]
+    fn a_position_in_a_log_that_was_replaced_is_not_followed() {
+        let mut session = Session::new(AlertFilter::default(), Some(5));
+        assert!(matches!(session.take(&Recent::at(5)), Step::Wait));
+        let mut restored = Recent::at(3);
+        restored.generation = 1;
+        assert!(matches!(session.take(&restored), Step::LogReplaced));
     }
 
     proptest! {

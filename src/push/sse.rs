@@ -1,12 +1,14 @@
 //! The server-sent events skin over a session.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
 use super::routes::Wanted;
@@ -34,31 +36,30 @@ pub async fn connect(
     Ok((headers, [("x-accel-buffering", "no")], Body::from_stream(frames)).into_response())
 }
 
-async fn serve(push: Push, mut wanted: Wanted, sender: mpsc::Sender<Bytes>) {
+async fn serve(push: Push, wanted: Wanted, sender: mpsc::Sender<Bytes>) {
     let present = Present::new(push.metrics.clone(), "sse");
+    let mut alerts = pin!(push.stream(wanted.session));
     // The headers go out with the first bytes; a quiet log must not keep the client waiting for them.
     let mut frame = Bytes::from_static(b": connected\n\n");
-    loop {
+    let reason = loop {
         match tokio::time::timeout(push.write_deadline, sender.send(frame)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return,
-            Err(_) => return push.metrics.push_closed.with_label_values(&["slow"]).inc(),
+            Err(_) => break "slow",
         }
         frame = tokio::select! {
             biased;
-            () = push.lifecycle.draining().cancelled() => return push.metrics.push_closed.with_label_values(&["shutdown"]).inc(),
+            () = push.lifecycle.draining().cancelled() => break "shutdown",
             () = sender.closed() => return,
-            entries = push.next(&mut wanted.session) => match entries {
-                Ok(entries) => {
+            entries = alerts.next() => match entries {
+                Some(entries) => {
                     present.delivered(entries.len());
                     entries.iter().flat_map(|entry| entry.event()).collect()
                 }
-                Err(_) => {
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                    Bytes::from_static(b": waiting for the database\n\n")
-                }
+                None => break "log_replaced",
             },
             () = tokio::time::sleep(KEEP_ALIVE) => Bytes::from_static(b": keep-alive\n\n"),
         };
-    }
+    };
+    push.metrics.push_closed.with_label_values(&[reason]).inc();
 }

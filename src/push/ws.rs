@@ -1,5 +1,7 @@
 //! The WebSocket skin over a session.
 
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
@@ -10,6 +12,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::time::{Instant, timeout};
 
+use super::hub::Entry;
 use super::routes::Wanted;
 use super::{Present, Push};
 use crate::http::error::ApiError;
@@ -20,6 +23,11 @@ const DEAD_AFTER: Duration = Duration::from_secs(65);
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 /// Clients say `ping` and nothing else.
 const MAX_INBOUND_BYTES: usize = 64 * 1024;
+/// The library's own would be 128 KiB for each client.
+const READ_BUFFER_BYTES: usize = 4 * 1024;
+const WRITE_BUFFER_BYTES: usize = 16 * 1024;
+/// How much is written before a client has to have taken some of it.
+const MESSAGES_AT_ONCE: usize = 32;
 
 type Sink = SplitSink<WebSocket, Message>;
 
@@ -46,7 +54,12 @@ pub async fn connect(
     push.check_origin(&headers)?;
     let wanted = push.wanted(query.as_deref(), None)?;
     let lifecycle = push.lifecycle.clone();
-    Ok(upgrade.max_message_size(MAX_INBOUND_BYTES).on_upgrade(|socket| async move {
+    let upgrade = upgrade
+        .max_message_size(MAX_INBOUND_BYTES)
+        .max_frame_size(MAX_INBOUND_BYTES)
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(WRITE_BUFFER_BYTES);
+    Ok(upgrade.on_upgrade(|socket| async move {
         // The drain waits for streams to say goodbye.
         if let Err(join) = lifecycle.spawn_work(serve(push, wanted, socket)).await {
             tracing::error!(error = %join, "a WebSocket session ended badly");
@@ -59,9 +72,7 @@ async fn serve(push: Push, wanted: Wanted, socket: WebSocket) {
     let (mut sink, mut stream) = socket.split();
     let farewell = match push.check_position(&wanted).await {
         Ok(Ok(())) => stream_alerts(&push, &present, wanted, &mut sink, &mut stream).await,
-        Ok(Err(_)) => {
-            Some(Farewell { code: close_code::POLICY, reason: "seq_beyond_end".to_owned(), label: "protocol" })
-        }
+        Ok(Err(_)) => Some(beyond_end()),
         Err(_) => {
             Some(Farewell { code: close_code::AGAIN, reason: "database_unavailable".to_owned(), label: "unavailable" })
         }
@@ -83,63 +94,106 @@ async fn serve(push: Push, wanted: Wanted, socket: WebSocket) {
 async fn stream_alerts(
     push: &Push,
     present: &Present,
-    mut wanted: Wanted,
+    wanted: Wanted,
     sink: &mut Sink,
     stream: &mut SplitStream<WebSocket>,
 ) -> Option<Farewell> {
+    let mut alerts = pin!(push.stream(wanted.session));
     let mut pings = tokio::time::interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
     let mut heard_at = Instant::now();
+    let mut delivered = Delivered(wanted.after);
     loop {
-        let messages = tokio::select! {
-            biased;
+        let event = tokio::select! {
             () = push.lifecycle.draining().cancelled() => {
-                return Some(Farewell { code: close_code::AWAY, reason: format!("shutdown; last seq {}", wanted.session.position()), label: "shutdown" });
+                return Some(delivered.farewell(close_code::AWAY, "shutdown", "shutdown"));
             }
-            message = stream.next() => {
+            message = stream.next() => Event::Heard(message),
+            _ = pings.tick() => Event::PingDue,
+            entries = alerts.next() => Event::Alerts(entries),
+        };
+        let (messages, newest) = match event {
+            Event::Heard(Some(Ok(Message::Text(text)))) if text.trim() == "ping" => {
                 heard_at = Instant::now();
-                match message {
-                    None | Some(Err(_) | Ok(Message::Close(_))) => return None,
-                    Some(Ok(Message::Text(text))) if text.trim() == "ping" => vec![Message::Text("{\"type\":\"pong\"}".into())],
-                    Some(Ok(_)) => continue,
-                }
+                (vec![Message::Text("{\"type\":\"pong\"}".into())], None)
             }
-            _ = pings.tick() => {
-                if heard_at.elapsed() > DEAD_AFTER {
-                    return Some(Farewell { code: close_code::AWAY, reason: "no answer to pings".to_owned(), label: "dead" });
-                }
-                vec![Message::Ping(axum::body::Bytes::new())]
+            Event::Heard(None | Some(Ok(Message::Close(_)))) => return None,
+            Event::Heard(Some(Ok(_))) => {
+                heard_at = Instant::now();
+                continue;
             }
-            entries = push.next(&mut wanted.session) => match entries {
-                Ok(entries) => {
-                    present.delivered(entries.len());
-                    let message = |entry: &std::sync::Arc<super::hub::Entry>| {
-                        Message::Text(if wanted.envelope { entry.envelope() } else { entry.text() })
-                    };
-                    entries.iter().map(message).collect()
-                }
-                Err(_) => {
-                    // The follower tells of the outage; the client only waits longer.
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                    continue;
-                }
-            },
+            Event::Heard(Some(Err(error))) => {
+                tracing::debug!(%error, "a WebSocket ended early");
+                return is_too_large(&error)
+                    .then(|| delivered.farewell(close_code::SIZE, "message too large", "protocol"));
+            }
+            Event::PingDue if heard_at.elapsed() > DEAD_AFTER => {
+                return Some(delivered.farewell(close_code::AWAY, "no answer to pings", "dead"));
+            }
+            Event::PingDue => (vec![Message::Ping(axum::body::Bytes::new())], None),
+            Event::Alerts(None) => return Some(beyond_end()),
+            Event::Alerts(Some(entries)) => {
+                present.delivered(entries.len());
+                let message =
+                    |entry: &Arc<Entry>| Message::Text(if wanted.envelope { entry.envelope() } else { entry.text() });
+                (entries.iter().map(message).collect(), entries.last().map(|entry| entry.seq))
+            }
         };
-        let writing = async {
-            for message in messages {
-                sink.feed(message).await?;
-            }
-            sink.flush().await
-        };
-        match timeout(push.write_deadline, writing).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return None,
-            Err(_) => {
-                return Some(Farewell {
-                    code: close_code::AGAIN,
-                    reason: format!("too slow; last seq {}", wanted.session.position()),
-                    label: "slow",
-                });
-            }
+        match write(sink, messages, push.write_deadline).await {
+            Written::All => delivered.0 = newest.or(delivered.0),
+            Written::Gone => return None,
+            Written::TooSlow => return Some(delivered.farewell(close_code::AGAIN, "too slow", "slow")),
         }
     }
+}
+
+enum Event {
+    Heard(Option<Result<Message, axum::Error>>),
+    PingDue,
+    Alerts(Option<Vec<Arc<Entry>>>),
+}
+
+/// The last alert that the client certainly has: where it resumes.
+struct Delivered(Option<i64>);
+
+impl Delivered {
+    fn farewell(&self, code: u16, why: &str, label: &'static str) -> Farewell {
+        let reason = self.0.map_or_else(|| why.to_owned(), |seq| format!("{why}; last seq {seq}"));
+        Farewell { code, reason, label }
+    }
+}
+
+fn beyond_end() -> Farewell {
+    Farewell { code: close_code::POLICY, reason: "seq_beyond_end".to_owned(), label: "protocol" }
+}
+
+enum Written {
+    All,
+    Gone,
+    TooSlow,
+}
+
+/// Some messages at a time, so that a client that takes any of them is not called slow; one flush.
+async fn write(sink: &mut Sink, messages: Vec<Message>, deadline: Duration) -> Written {
+    let mut messages = messages.into_iter().peekable();
+    while messages.peek().is_some() {
+        let piece: Vec<Message> = messages.by_ref().take(MESSAGES_AT_ONCE).collect();
+        let is_last = messages.peek().is_none();
+        let writing = async {
+            for message in piece {
+                sink.feed(message).await?;
+            }
+            if is_last { sink.flush().await } else { Ok(()) }
+        };
+        match timeout(deadline, writing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Written::Gone,
+            Err(_) => return Written::TooSlow,
+        }
+    }
+    Written::All
+}
+
+/// The library tells it in words alone.
+fn is_too_large(error: &axum::Error) -> bool {
+    error.to_string().starts_with("Space limit exceeded")
 }

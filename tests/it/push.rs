@@ -1,1 +1,307 @@
+//! Alerts on their way to screens: live, resumed, filtered, over WebSocket and server-sent events, on
+//! both engines.
 
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+use crate::on_both_engines;
+use crate::require_backend;
+use crate::support::app::{Answer, PATIENCE, TestApp, eventually};
+use crate::support::backends::Database;
+
+on_both_engines!(
+    a_client_sees_the_history_and_then_every_alert_as_it_comes,
+    a_client_resumes_where_it_was,
+    filters_choose_and_the_envelope_numbers,
+    every_instance_shows_every_alert,
+    thousands_of_alerts_at_once_arrive_once_each_and_in_order,
+    a_position_beyond_the_end_is_refused,
+    server_sent_events_carry_the_same_and_resume_by_their_id,
+);
+
+async fn post_numbers(app: &TestApp, numbers: std::ops::Range<i64>) {
+    for chunk in numbers.collect::<Vec<_>>().chunks(1000) {
+        let alerts: Vec<Value> = chunk.iter().map(|number| json!({ "number": number })).collect();
+        let answer = app.post("/alerts", Value::Array(alerts)).await.expect(200);
+        assert_eq!(answer["accepted"], chunk.len());
+    }
+}
+
+async fn a_client_sees_the_history_and_then_every_alert_as_it_comes(database: Database) {
+    let app = TestApp::start_ready(&database, &[]).await;
+    post_numbers(&app, 0..130).await;
+    let mut listener = app.listen("").await;
+    for number in 30..130 {
+        assert_eq!(listener.next_text().await, format!("{{\"number\":{number}}}"));
+    }
+    for number in 130..400 {
+        post_numbers(&app, number..number + 1).await;
+        assert_eq!(listener.next_json().await["number"], number);
+    }
+    listener.socket.send(Message::text("ping")).await.expect("sent");
+    assert_eq!(listener.next_text().await, r#"{"type":"pong"}"#);
+}
+
+async fn a_client_resumes_where_it_was(database: Database) {
+    let app = TestApp::start_ready(&database, &[]).await;
+    post_numbers(&app, 1..1501).await;
+    let mut listener = app.listen("?after=200&envelope=true").await;
+    for seq in 201..=1500 {
+        let frame = listener.next_json().await;
+        assert_eq!((&frame["seq"], &frame["alert"]["number"]), (&json!(seq), &json!(seq)));
+    }
+    post_numbers(&app, 1501..1502).await;
+    assert_eq!(listener.next_json().await["seq"], 1501);
+    let mut at_end = app.listen("?after=1501").await;
+    post_numbers(&app, 1502..1503).await;
+    assert_eq!(at_end.next_json().await["number"], 1502);
+}
+
+async fn filters_choose_and_the_envelope_numbers(database: Database) {
+    let app = TestApp::start_ready(&database, &[]).await;
+    let mut listener = app.listen("?envelope=true&zone_id=7&zone_id=A&status=violation").await;
+    let alerts = json!([
+        { "zone_id": 7, "status": "violation" },
+        { "zone_id": "7", "status": "authorized" },
+        { "zone_id": 8, "status": "violation" },
+        { "zone_id": "A", "status": "violation", "user_id": 3 },
+        { "status": "violation" },
+    ]);
+    app.post("/alerts", alerts).await.expect(200);
+    assert_eq!(listener.next_text().await, r#"{"seq":1,"alert":{"zone_id":7,"status":"violation"}}"#);
+    assert_eq!(listener.next_json().await["seq"], 4);
+    // The history of a client with a filter is the newest that match.
+    let mut late = app.listen("?user_id=3").await;
+    assert_eq!(late.next_json().await["zone_id"], "A");
+}
+
+async fn every_instance_shows_every_alert(database: Database) {
+    if matches!(database, Database::Sqlite(_)) {
+        // One process owns a SQLite file; there is no second instance to speak of.
+        return;
+    }
+    let (one, two) = (TestApp::start_ready(&database, &[]).await, TestApp::start_ready(&database, &[]).await);
+    let (mut on_one, mut on_two) = (one.listen("").await, two.listen("").await);
+    for number in 0..40 {
+        post_numbers(if number % 2 == 0 { &one } else { &two }, number..number + 1).await;
+        assert_eq!(on_one.next_json().await["number"], number);
+        assert_eq!(on_two.next_json().await["number"], number);
+    }
+}
+
+async fn thousands_of_alerts_at_once_arrive_once_each_and_in_order(database: Database) {
+    let app = TestApp::start_ready(&database, &[]).await;
+    let mut early = app.listen("?envelope=true").await;
+    let posting = async { post_numbers(&app, 1..6001).await };
+    // Joins in the middle of it: from the log into the live feed.
+    let joining = async {
+        eventually("the flood has begun", async || app.state.metrics.alerts_last_seq.get() > 1000).await;
+        let mut late = app.listen("?after=500&envelope=true").await;
+        for seq in 501..=6000 {
+            assert_eq!(late.next_json().await["seq"], seq);
+        }
+    };
+    let reading = async {
+        for seq in 1..=6000 {
+            assert_eq!(early.next_json().await["seq"], seq);
+        }
+    };
+    tokio::join!(posting, joining, reading);
+}
+
+async fn a_position_beyond_the_end_is_refused(database: Database) {
+    let app = TestApp::start_ready(&database, &[]).await;
+    post_numbers(&app, 1..4).await;
+    let mut listener = app.listen("?after=4").await;
+    match listener.next().await {
+        Message::Close(Some(frame)) => {
+            assert_eq!((u16::from(frame.code), frame.reason.as_str()), (1008, "seq_beyond_end"))
+        }
+        other => panic!("expected a close, got {other:?}"),
+    }
+    assert_eq!(app.get("/alerts/stream?after=4").await.expect(422)["code"], "seq_beyond_end");
+    for bad in ["after=-1", "after=x", "envelope=perhaps", "after=9223372036854775808"] {
+        let body = app.get(&format!("/alerts/stream?{bad}")).await.expect(422);
+        assert_eq!(body["detail"][0]["loc"][0], "query", "{bad}");
+    }
+}
+
+/// Reads events until there are so many: (id, data).
+struct Events {
+    response: reqwest::Response,
+    text: String,
+}
+
+impl Events {
+    async fn open(app: &TestApp, path: &str, last_event_id: Option<&str>) -> Self {
+        let mut request = app.client().get(app.url(path)).header("accept", "text/event-stream");
+        if let Some(id) = last_event_id {
+            request = request.header("last-event-id", id);
+        }
+        let response = request.send().await.expect("an answer");
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        Self { response, text: String::new() }
+    }
+
+    async fn next(&mut self) -> (String, String) {
+        loop {
+            if let Some((event, rest)) = self.text.split_once("\n\n") {
+                let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+                let found = field("id: ").zip(field("data: "));
+                self.text = rest.to_owned();
+                if let Some(found) = found {
+                    return found;
+                }
+                continue;
+            }
+            let chunk = tokio::time::timeout(PATIENCE, self.response.chunk()).await.expect("events in time");
+            let chunk = chunk.expect("the stream works").expect("the stream goes on");
+            self.text.push_str(std::str::from_utf8(&chunk).expect("UTF-8"));
+        }
+    }
+}
+
+async fn server_sent_events_carry_the_same_and_resume_by_their_id(database: Database) {
+    let app = TestApp::start_ready(&database, &[]).await;
+    let body = "{\"a\":1,\r\n\"b\":\"line\\nbreak\"}";
+    let request = app.client().post(app.url("/alerts")).header("content-type", "application/json").body(body);
+    Answer::of(request).await.expect(200);
+    let mut events = Events::open(&app, "/alerts/stream", None).await;
+    assert_eq!(events.next().await, ("1".to_owned(), "{\"a\":1,  \"b\":\"line\\nbreak\"}".to_owned()));
+    post_numbers(&app, 2..200).await;
+    for seq in 2..200 {
+        assert_eq!(events.next().await, (seq.to_string(), format!("{{\"number\":{seq}}}")));
+    }
+    let mut resumed = Events::open(&app, "/alerts/stream?after=5", Some("150")).await;
+    assert_eq!(resumed.next().await.0, "151", "Last-Event-ID beats after");
+    let mut resumed = Events::open(&app, "/alerts/stream?after=5", None).await;
+    assert_eq!(resumed.next().await.0, "6");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_of_other_hosts_may_not_listen_unless_they_are_configured() {
+    let database = Database::sqlite();
+    let app = TestApp::start_ready(&database, &[("API_CORS_ORIGINS", "https://screens.example")]).await;
+    let status = async |origin: &str| {
+        let mut request = app.url("/ws/alerts").replacen("http", "ws", 1).into_client_request().expect("a request");
+        request.headers_mut().insert("origin", origin.parse().expect("an origin"));
+        match tokio_tungstenite::connect_async(request).await {
+            Ok((_, response)) => response.status().as_u16(),
+            Err(tokio_tungstenite::tungstenite::Error::Http(response)) => response.status().as_u16(),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    assert_eq!(status("https://evil.example").await, 403);
+    assert_eq!(status("https://screens.example").await, 101);
+    assert_eq!(status(&format!("http://{}", app.address())).await, 101);
+    assert_eq!(app.get("/ws/alerts").await.status, 426);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_talk_too_much_are_closed_and_others_do_not_notice() {
+    let database = Database::sqlite();
+    let app = TestApp::start_ready(&database, &[]).await;
+    let mut good = app.listen("").await;
+    let mut large = app.listen("").await;
+    // The rest of a message that is refused may find the socket closed already.
+    let sent = large.socket.send(Message::text("x".repeat(10_000_000))).await;
+    drop(sent);
+    eventually("the large message closes its socket", async || {
+        matches!(large.socket.next().await, None | Some(Err(_) | Ok(Message::Close(_))))
+    })
+    .await;
+    let mut chatty = app.listen("").await;
+    for _ in 0..2_000 {
+        chatty.socket.feed(Message::text("ping")).await.expect("fed");
+        chatty.socket.feed(Message::binary(vec![0_u8; 100])).await.expect("fed");
+    }
+    chatty.socket.flush().await.expect("flushed");
+    for _ in 0..2_000 {
+        assert_eq!(chatty.next_text().await, r#"{"type":"pong"}"#);
+    }
+    post_numbers(&app, 1..2).await;
+    assert_eq!(good.next_json().await["number"], 1);
+    assert_eq!(chatty.next_json().await["number"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_takes_nothing_is_cut_and_one_that_is_behind_catches_up() {
+    let database = Database::sqlite();
+    let app = TestApp::start_ready(&database, &[("ALERTS_WRITE_DEADLINE_SECONDS", "0.5")]).await;
+    let filler = "x".repeat(20_000);
+    let mut behind = app.listen("?envelope=true").await;
+    // A raw socket that never reads after the handshake.
+    let mut frozen = tokio::net::TcpStream::connect(app.address()).await.expect("connected");
+    let handshake = format!(
+        "GET /ws/alerts HTTP/1.1\r\nhost: {}\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
+        app.address()
+    );
+    frozen.write_all(handshake.as_bytes()).await.expect("the handshake goes out");
+    eventually("both are counted", async || app.state.metrics.push_clients.with_label_values(&["ws"]).get() == 2).await;
+    for _ in 0..30 {
+        let alerts: Vec<Value> = (0..50).map(|_| json!({ "filler": filler })).collect();
+        app.post("/alerts", Value::Array(alerts)).await.expect(200);
+        // The other one reads a little, so it falls out of the live feed and back into it.
+        assert!(behind.next_json().await["seq"].as_i64().is_some_and(|seq| seq > 0));
+    }
+    for seq in 31..=1500 {
+        assert_eq!(behind.next_json().await["seq"], seq);
+    }
+    eventually("the frozen one is cut", async || app.state.metrics.push_closed.with_label_values(&["slow"]).get() == 1)
+        .await;
+    assert_eq!(app.state.metrics.push_clients.with_label_values(&["ws"]).get(), 1);
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, frozen.read_to_end(&mut rest)).await;
+    ended.expect("the connection is closed").ok();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_was_replaced_closes_its_streams() {
+    let database = require_backend!(Database::postgres().await);
+    let app = TestApp::start_ready(&database, &[]).await;
+    post_numbers(&app, 1..11).await;
+    let mut listener = app.listen("?after=10").await;
+    post_numbers(&app, 11..12).await;
+    assert_eq!(listener.next_json().await["number"], 11);
+    database.execute("DELETE FROM alert WHERE seq > 4; UPDATE alert_log SET last_seq = 4").await;
+    match listener.next().await {
+        Message::Close(Some(frame)) => assert_eq!(frame.reason.as_str(), "seq_beyond_end"),
+        other => panic!("expected a close, got {other:?}"),
+    }
+    let mut listener = app.listen("?after=4").await;
+    post_numbers(&app, 105..106).await;
+    assert_eq!(listener.next_json().await["number"], 105);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_clients_each_see_each_alert_once() {
+    let database = Database::sqlite();
+    let app = TestApp::start_ready(&database, &[]).await;
+    let mut listeners = Vec::new();
+    for _ in 0..100 {
+        listeners.push(app.listen("?after=0&envelope=true").await);
+    }
+    let reading = futures_util::future::join_all(listeners.into_iter().map(|mut listener| async move {
+        for seq in 1..=300 {
+            assert_eq!(listener.next_json().await["seq"], seq);
+        }
+        listener
+    }));
+    let posting = async {
+        for number in 1..301 {
+            post_numbers(&app, number..number + 1).await;
+        }
+    };
+    let (listeners, ()) = tokio::join!(reading, posting);
+    // Nothing more comes: each was delivered once.
+    for mut listener in listeners {
+        let more = tokio::time::timeout(Duration::from_millis(1), listener.socket.next()).await;
+        assert!(!matches!(more, Ok(Some(Ok(Message::Text(_))))), "{more:?}");
+    }
+}

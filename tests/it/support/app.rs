@@ -98,8 +98,13 @@ impl TestApp {
     }
 
     /// Stops in order and tells how that went.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
+    pub async fn stop(self) -> anyhow::Result<()> {
         self.state.lifecycle.stop();
+        self.ended().await
+    }
+
+    /// Waits until it ended by itself.
+    pub async fn ended(mut self) -> anyhow::Result<()> {
         self.running.take().expect("stopped once").await.expect("the service did not panic")
     }
 }
