@@ -22,6 +22,8 @@ use crate::http::extract::{PathTexts, Query, not_found, parse_json};
 use crate::time::Timestamp;
 
 const MAX_ITEMS: usize = 1000;
+/// Alternatives of one filter.
+const MAX_FILTER_VALUES: usize = 100;
 
 #[derive(Clone)]
 struct Alerts {
@@ -40,12 +42,21 @@ pub fn router(log: Arc<dyn AlertLog>, ingest: Ingest, limits: DecodeLimits) -> R
 }
 
 /// The filters that every way of reading alerts takes.
-pub fn filter_of(query: &Query) -> AlertFilter {
+pub fn filter_of(query: &mut Query) -> AlertFilter {
+    let mut values = |name: &'static str| {
+        let values = query.list(name);
+        if values.len() > MAX_FILTER_VALUES {
+            let msg =
+                format!("List should have at most {MAX_FILTER_VALUES} items after validation, not {}", values.len());
+            query.faults.push("too_long", &["query".into(), name.into()], msg, &values.len().into());
+        }
+        values
+    };
     AlertFilter {
-        zone_ids: query.list("zone_id"),
-        user_ids: query.list("user_id"),
-        statuses: query.list("status"),
-        camera_ids: query.list("camera_id"),
+        zone_ids: values("zone_id"),
+        user_ids: values("user_id"),
+        statuses: values("status"),
+        camera_ids: values("camera_id"),
     }
 }
 
@@ -85,7 +96,7 @@ async fn list_alerts(State(alerts): State<Alerts>, RawQuery(query): RawQuery) ->
     }
     let timezone = &alerts.limits.timezone;
     let (from, to) = (moment(&mut query, "from", timezone), moment(&mut query, "to", timezone));
-    let filter = filter_of(&query);
+    let filter = filter_of(&mut query);
     query.finish()?;
     let direction = after.map_or(Direction::Before(before), Direction::After);
     let limit = usize::try_from(limit).unwrap_or(1000);

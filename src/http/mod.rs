@@ -9,6 +9,7 @@ pub mod openapi;
 mod service;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -33,6 +34,8 @@ pub fn router(state: AppState) -> Router {
         .merge(docs::router())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed);
+    // The middleware has read the body within our own limits.
+    let routes = routes.layer(DefaultBodyLimit::disable());
     let around = middleware::Around::new(&state.config.api, state.metrics.clone());
     let routes = routes.layer(axum::middleware::from_fn_with_state(around, middleware::around));
     match cors(&state.config.api.cors_origins) {

@@ -35,7 +35,7 @@ impl Push {
         if let Some(id) = last_event_id.and_then(|id| id.trim().parse().ok()).filter(|id| *id >= 0) {
             after = Some(id);
         }
-        let filter = filter_of(&query);
+        let filter = filter_of(&mut query);
         query.finish()?;
         Ok(Wanted { session: Session::new(filter, after), envelope, after })
     }

@@ -58,7 +58,7 @@ const fn parameter(
 
 const INT64: &str = r#"{"type":"integer","format":"int64"}"#;
 const TEXT: &str = r#"{"type":"string"}"#;
-const TEXTS: &str = r#"{"type":"array","items":{"type":"string"}}"#;
+const TEXTS: &str = r#"{"type":"array","maxItems":100,"items":{"type":"string"}}"#;
 
 const USER_ID: Parameter = parameter("id", "path", INT64, "The user's `id`.");
 const GLOBAL_ID: Parameter = parameter("global_id", "path", INT64, "The user's `global_id`.");

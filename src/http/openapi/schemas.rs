@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 /// By name.
 pub fn all() -> Map<String, Value> {
-    [directory(), requests(), dict(), alerts(), service(), errors()].into_iter().flatten().collect()
+    [directory(), requests(), dict(), alerts(), rejected(), service(), errors()].into_iter().flatten().collect()
 }
 
 type Schemas = Vec<(String, Value)>;
@@ -203,8 +203,9 @@ fn dict() -> Schemas {
     ])
 }
 
-fn alerts() -> Schemas {
-    let alert = json!({ "type": "object", "additionalProperties": true,
+/// As it comes and goes.
+fn alert() -> Value {
+    json!({ "type": "object", "additionalProperties": true,
         "description": "Any JSON object of at most 1 MiB, nested at most 128 deep. Shown exactly as it came: key order, \
             number spelling. The fields below are looked at; one of another type costs nothing but its filter.",
         "properties": {
@@ -219,7 +220,15 @@ fn alerts() -> Schemas {
             "timestamp": { "description": "ISO 8601; without an offset it is in `ALERTS_TIMEZONE`." },
             "frame_id": { "description": "Integer or null." },
             "event_id": { "description": "1 to 200 characters that name the alert once for ever: a repeat is a duplicate." },
-        } });
+        } })
+}
+
+fn next() -> Value {
+    json!({ "type": ["integer", "null"], "format": "int64",
+        "description": "Where the next page begins, in the same direction; null: this was the last." })
+}
+
+fn alerts() -> Schemas {
     let stored = json!({
         "seq": integer("From 1, dense, in the order of the commits."),
         "received_at": time("When it was stored."),
@@ -227,28 +236,16 @@ fn alerts() -> Schemas {
         "source": text("`http`, or `kafka:<topic>/<partition>/<offset>`."),
         "alert": reference("Alert"),
     });
-    let letter = json!({
-        "id": integer("Its key."),
-        "received_at": time("When it was put aside."),
-        "topic": text("Kafka topic."),
-        "partition": integer("Kafka partition."),
-        "offset": integer("Kafka offset."),
-        "reason": text("Why it is no alert, for people."),
-        "size": count("Bytes of the whole message."),
-        "raw_base64": { "type": "string", "contentEncoding": "base64", "description": "Its first 64 KiB." },
-    });
-    let next = json!({ "type": ["integer", "null"], "format": "int64",
-        "description": "Where the next page begins, in the same direction; null: this was the last." });
     let item =
         json!({ "index": count("Place in the array; 0 for a single object."), "reason": text("Why it is no alert.") });
     named([
-        ("Alert", alert),
+        ("Alert", alert()),
         (
             "AlertPage",
             object(
                 "A page of the log.",
                 json!({
-                    "alerts": { "type": "array", "items": object("An alert and what the log knows of it.", stored) }, "next": next,
+                    "alerts": { "type": "array", "items": object("An alert and what the log knows of it.", stored) }, "next": next(),
                 }),
             ),
         ),
@@ -273,11 +270,35 @@ fn alerts() -> Schemas {
             ),
         ),
         (
+            "EnvelopedAlert",
+            object(
+                "A frame of `/ws/alerts?envelope=true`.",
+                json!({
+                    "seq": integer("Its number in the log, for `after`."), "alert": reference("Alert"),
+                }),
+            ),
+        ),
+    ])
+}
+
+fn rejected() -> Schemas {
+    let letter = json!({
+        "id": integer("Its key."),
+        "received_at": time("When it was put aside."),
+        "topic": text("Kafka topic."),
+        "partition": integer("Kafka partition."),
+        "offset": integer("Kafka offset."),
+        "reason": text("Why it is no alert, for people."),
+        "size": count("Bytes of the whole message."),
+        "raw_base64": { "type": "string", "contentEncoding": "base64", "description": "Its first 64 KiB." },
+    });
+    named([
+        (
             "RejectedPage",
             object(
                 "Messages from Kafka that are no alerts.",
                 json!({
-                    "rejected": { "type": "array", "items": object("One of them.", letter) }, "next": next,
+                    "rejected": { "type": "array", "items": object("One of them.", letter) }, "next": next(),
                 }),
             ),
         ),
@@ -288,15 +309,6 @@ fn alerts() -> Schemas {
                 json!({
                     "id": integer("The letter."),
                     "seq": { "type": ["integer", "null"], "format": "int64", "description": "Its number in the log; null: it was a duplicate." },
-                }),
-            ),
-        ),
-        (
-            "EnvelopedAlert",
-            object(
-                "A frame of `/ws/alerts?envelope=true`.",
-                json!({
-                    "seq": integer("Its number in the log, for `after`."), "alert": reference("Alert"),
                 }),
             ),
         ),
