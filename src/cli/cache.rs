@@ -61,6 +61,11 @@ pub async fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<Ex
         ));
     };
     let cache = RedisCache::new(config, Arc::new(Metrics::new()?), HealthBoard::default());
+    // A far server, or one behind TLS, takes longer to connect to than one call may. Should it fail, the
+    // action tells.
+    if let Err(error) = cache.connect().await {
+        tracing::debug!(%error, "not connected");
+    }
     let exit = carry_out(&cache, arguments.action).await;
     cache.close().await;
     exit

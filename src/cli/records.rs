@@ -92,7 +92,8 @@ pub struct Lines<R> {
 impl<R> Lines<R> {
     /// Line ends before an offset; offsets must not go back.
     fn count_before(&mut self, offset: u64) -> u64 {
-        while self.ends.pop_front_if(|end| *end < offset).is_some() {
+        while self.ends.front().is_some_and(|end| *end < offset) {
+            self.ends.pop_front();
             self.counted += 1;
         }
         self.counted

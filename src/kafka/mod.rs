@@ -5,12 +5,14 @@
 mod cameras;
 mod client;
 mod condition;
+pub mod doctor;
 mod inbox;
 mod keeper;
 mod lookup;
 mod poison;
 mod poller;
 mod position;
+pub mod producer;
 mod properties;
 mod service;
 mod shared;
@@ -25,9 +27,6 @@ use crate::config::KafkaConfig;
 use crate::lifecycle::Lifecycle;
 use crate::telemetry::health::{HealthBoard, State, name};
 use crate::telemetry::metrics::Metrics;
-
-pub mod doctor;
-pub mod producer;
 
 /// Starts the consumer; never waits for a broker.
 pub fn start(

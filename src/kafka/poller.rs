@@ -67,8 +67,10 @@ impl Poller {
     pub fn run(self) {
         loop {
             let Err(reason) = self.poll_one_client() else { return };
-            tracing::error!(reason, "the Kafka consumer does not run: {reason}");
-            self.shared.condition.lock().client = Some(reason);
+            let before = self.shared.condition.lock().client.replace(reason.clone());
+            if before.as_ref() != Some(&reason) {
+                tracing::error!("the Kafka consumer does not run: {reason}");
+            }
             if self.is_stopped_within(RESTART_DELAY) {
                 return;
             }
@@ -99,7 +101,11 @@ impl Poller {
         consumer.subscribe(&topics).map_err(|error| {
             format!("KAFKA_TOPIC cannot be subscribed to ({error}): it takes topics and ^patterns, with commas between")
         })?;
-        self.shared.condition.lock().client = None;
+        {
+            let mut condition = self.shared.condition.lock();
+            condition.client = None;
+            condition.is_paused = false;
+        }
         let lookup = Lookup::new(Arc::downgrade(&consumer));
         self.tell(Event::Client(lookup.clone()));
         let session = Session {

@@ -33,9 +33,10 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("fetch.queue.backoff.ms", "20"),
     ("fetch.max.bytes", "16777216"),
     ("receive.message.max.bytes", "104857600"),
-    // Lag and the brokers' states come with these.
-    ("statistics.interval.ms", "1000"),
 ];
+
+/// Lag and the brokers' states come with the statistics.
+const STATISTICS_INTERVAL: &str = "statistics.interval.ms";
 
 /// Refused by the library for `group.protocol=consumer`, where the broker decides them.
 const CLASSIC: &[(&str, &str)] = &[
@@ -56,6 +57,10 @@ pub fn client_config(config: &KafkaConfig) -> ClientConfig {
     }
     for (name, value) in &config.properties {
         client.set(name, value.expose());
+    }
+    if client.get(STATISTICS_INTERVAL).is_none_or(|interval| interval.trim() == "0") {
+        // Without statistics nobody knows whether any broker answers.
+        client.set(STATISTICS_INTERVAL, "1000");
     }
     // What the operator says there is our policy; the library itself must never reset silently.
     client.set(Reset::PROPERTY, "error");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 
 use super::condition::judge;
@@ -27,6 +27,10 @@ use crate::telemetry::health::{HealthBoard, State, name};
 const REPORT_INTERVAL: Duration = Duration::from_millis(250);
 /// How often a missing topic is looked for.
 const TOPIC_INTERVAL: Duration = Duration::from_secs(2);
+/// How often ends are asked for while nothing is fetched.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(2);
+/// For batches under way.
+const FINISHING: Duration = Duration::from_secs(5);
 /// For the client to leave the group; a broker that is frozen is not waited for longer.
 const LEAVING: Duration = Duration::from_secs(3);
 
@@ -59,7 +63,7 @@ impl Service {
             commands: orders,
             events,
         };
-        let mut thread = Thread::start(poller)?;
+        let mut thread = Thread::start(move || poller.run())?;
         let tools = Tools {
             log: self.log.clone(),
             ingest: self.ingest.clone(),
@@ -97,8 +101,17 @@ impl Service {
         commands: mpsc::Sender<Command>,
     ) -> anyhow::Result<()> {
         let stopping = async {
-            while let Some(joined) = keepers.join_next().await {
-                joined?;
+            let finishing = async {
+                while let Some(joined) = keepers.join_next().await {
+                    joined?;
+                }
+                anyhow::Ok(())
+            };
+            match tokio::time::timeout(FINISHING, finishing).await {
+                Ok(finished) => finished?,
+                Err(_) => tracing::warn!(
+                    "the database does not say whether the last batches are stored; who goes on will see it there"
+                ),
             }
             if commands.send(Command::Stop).is_err() {
                 tracing::debug!("the polling thread ended already");
@@ -122,10 +135,10 @@ struct Thread {
 }
 
 impl Thread {
-    fn start(poller: Poller) -> anyhow::Result<Self> {
+    fn start(run: impl FnOnce() + Send + 'static) -> anyhow::Result<Self> {
         let (end, ended) = oneshot::channel();
         let handle = std::thread::Builder::new().name("kafka".to_owned()).spawn(move || {
-            poller.run();
+            run();
             if end.send(()).is_err() {
                 tracing::debug!("nobody waited for the polling thread");
             }
@@ -150,17 +163,28 @@ struct Report<'a> {
     began_at: Instant,
     lookup: Option<Lookup>,
     look_again_at: Instant,
-    looking: Option<tokio::task::JoinHandle<()>>,
+    looking: Option<JoinHandle<()>>,
+    measure_again_at: Instant,
+    measuring: Option<JoinHandle<()>>,
 }
 
 impl<'a> Report<'a> {
     fn new(service: &'a Service) -> Self {
         let now = Instant::now();
-        Self { service, began_at: now, lookup: None, look_again_at: now, looking: None }
+        Self {
+            service,
+            began_at: now,
+            lookup: None,
+            look_again_at: now,
+            looking: None,
+            measure_again_at: now,
+            measuring: None,
+        }
     }
 
     fn tick(&mut self) {
         self.look_for_topics();
+        self.measure_ends();
         let Service { shared, health, config, .. } = self.service;
         let condition = shared.condition.lock().clone();
         let (state, detail) = judge(&condition, &config.bootstrap_servers, self.began_at.elapsed());
@@ -192,8 +216,10 @@ impl<'a> Report<'a> {
     /// The client library tells once that a topic is missing, and never that it came.
     fn look_for_topics(&mut self) {
         let shared = self.service.shared.clone();
-        let is_looking = self.looking.as_ref().is_some_and(|looking| !looking.is_finished());
-        if is_looking || Instant::now() < self.look_again_at || shared.condition.lock().topic.is_none() {
+        if is_running(self.looking.as_ref())
+            || Instant::now() < self.look_again_at
+            || shared.condition.lock().topic.is_none()
+        {
             return;
         }
         let Some(lookup) = self.lookup.clone() else { return };
@@ -208,5 +234,46 @@ impl<'a> Report<'a> {
             }
             shared.condition.lock().topic = None;
         }));
+    }
+
+    /// The client library learns where a partition ends by fetching it, which it does not while paused.
+    fn measure_ends(&mut self) {
+        let shared = &self.service.shared;
+        let is_fetching = {
+            let condition = shared.condition.lock();
+            !condition.is_paused && condition.partitions.is_empty()
+        };
+        if is_fetching || is_running(self.measuring.as_ref()) || Instant::now() < self.measure_again_at {
+            return;
+        }
+        let Some(lookup) = self.lookup.clone() else { return };
+        self.measure_again_at = Instant::now() + MEASURE_INTERVAL;
+        let tenures = shared.list_tenures();
+        self.measuring = Some(tokio::spawn(async move {
+            for tenure in tenures {
+                if let Ok(marks) = lookup.watermarks(tenure.key.clone()).await {
+                    tenure.progress.lock().end = Some(marks.high);
+                }
+            }
+        }));
+    }
+}
+
+fn is_running(task: Option<&JoinHandle<()>>) -> bool {
+    task.is_some_and(|task| !task.is_finished())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_on_the_polling_thread_is_not_lost() {
+        let mut thread = Thread::start(|| panic!("out of paper")).expect("a thread");
+        let ended = (&mut thread.ended).await;
+        assert_eq!(thread.explain(ended.is_ok()).to_string(), "the polling thread panicked: out of paper");
+        let mut thread = Thread::start(|| {}).expect("a thread");
+        let ended = (&mut thread.ended).await;
+        assert!(thread.explain(ended.is_ok()).to_string().contains("not told to"));
     }
 }

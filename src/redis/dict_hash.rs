@@ -17,8 +17,8 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// A dict under construction that nobody finishes goes away by itself.
 const BUILDING_LIFE: Duration = Duration::from_secs(60);
 /// Up to here a dict is read at one moment; a larger one, in pages, so that Redis is not blocked.
-const FIELDS_READ_AT_ONCE: usize = 10_000;
-const PAGE_FIELDS: usize = 5_000;
+const FIELDS_READ_AT_ONCE: usize = 5_000;
+const PAGE_FIELDS: usize = 1_000;
 
 pub type Fields = Vec<(Vec<u8>, Vec<u8>)>;
 

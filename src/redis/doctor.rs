@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{AsyncConnectionConfig, RedisResult};
+use redis::Value;
 
 use super::RedisCache;
+use super::target::Target;
 use crate::config::RedisConfig;
 use crate::store_error::describe;
 use crate::telemetry::finding::Finding;
@@ -22,7 +23,7 @@ pub async fn examine(config: &RedisConfig, metrics: Arc<Metrics>) -> Vec<Finding
         Ok(Ok(information)) => information,
         Ok(Err(error)) => {
             let remedy = "is Redis running at the host and port of REDIS_URL, and is the password right? The service goes on without it";
-            return vec![Finding::failure(SUBJECT, describe(&error), remedy)];
+            return vec![Finding::failure(SUBJECT, error, remedy)];
         }
         Err(_) => {
             let remedy = "does the network let us through to the host and port of REDIS_URL?";
@@ -48,13 +49,16 @@ pub async fn examine(config: &RedisConfig, metrics: Arc<Metrics>) -> Vec<Finding
     findings
 }
 
-/// The answer of INFO.
-async fn read_information(config: &RedisConfig) -> RedisResult<String> {
-    let first = config.url.expose().split(',').next().unwrap_or_default().to_owned();
-    let client = redis::Client::open(first)?;
-    let limits = AsyncConnectionConfig::new().set_connection_timeout(Some(TIMEOUT)).set_response_timeout(Some(TIMEOUT));
-    let mut connection = client.get_multiplexed_async_connection_with_config(&limits).await?;
-    redis::cmd("INFO").query_async(&mut connection).await
+/// The answer of INFO; in a cluster, that of one node.
+async fn read_information(config: &RedisConfig) -> Result<String, String> {
+    let target = Target::parse(config.url.expose())?;
+    let mut open = target.connect(None).await.map_err(|error| describe(&error))?;
+    let answer: Value = redis::cmd("INFO").query_async(&mut open).await.map_err(|error| describe(&error))?;
+    let text = match answer {
+        Value::Map(nodes) => nodes.into_iter().map(|(_, information)| information).next().unwrap_or(Value::Nil),
+        single => single,
+    };
+    redis::from_redis_value(text).map_err(|error| describe(&error))
 }
 
 fn judge_version(information: &str) -> Finding {

@@ -379,7 +379,7 @@ mod tests {
 
     #[test]
     fn wrong_fields_are_counted_whatever_they_are() {
-        let mine = snapshot(10, &[(1, "Ann"), (-2, "Zoë")]);
+        let mine = snapshot(10, &[(-2, "Zoë"), (1, "Ann")]);
         let page = |fields: &[(&str, &[u8])]| -> Fields {
             fields.iter().map(|(field, value)| (field.as_bytes().to_vec(), value.to_vec())).collect()
         };

@@ -153,26 +153,29 @@ impl Operations {
 
     /// RedisStats.
     pub async fn get_stats(&self, config: &RedisConfig) -> serde_json::Value {
+        let stats = self.read_stats(config).await;
+        stats.unwrap_or_else(|error| json!({ "enabled": true, "error": error.to_string() }))
+    }
+
+    pub async fn read_stats(&self, config: &RedisConfig) -> Result<serde_json::Value, CacheError> {
         let (size, info) = (cmd("DBSIZE"), cmd("INFO"));
         let total_keys = self.connection.query::<u64>("get_stats", Access::Aside, &size);
         let server = self.connection.query::<Value>("get_stats", Access::Aside, &info);
-        match futures_util::future::try_join(total_keys, server).await {
-            Ok((total_keys, server)) => {
-                let nodes = infos(server);
-                let sum = |name: &str| nodes.iter().filter_map(|node| node.get::<u64>(name)).sum::<u64>();
-                json!({
-                    "enabled": true,
-                    "host": config.host,
-                    "port": config.port,
-                    "db": config.database,
-                    "total_keys": total_keys,
-                    "memory_used": human_bytes(sum("used_memory")),
-                    "connected_clients": sum("connected_clients"),
-                    "uptime_seconds": nodes.iter().filter_map(|node| node.get::<u64>("uptime_in_seconds")).max(),
-                })
-            }
-            Err(error) => json!({ "enabled": true, "error": cache_error(error, "", "").to_string() }),
-        }
+        let (total_keys, server) = futures_util::future::try_join(total_keys, server)
+            .await
+            .map_err(|error| cache_error(error, "", "what it always is"))?;
+        let nodes = infos(server);
+        let sum = |name: &str| nodes.iter().filter_map(|node| node.get::<u64>(name)).sum::<u64>();
+        Ok(json!({
+            "enabled": true,
+            "host": config.host,
+            "port": config.port,
+            "db": config.database,
+            "total_keys": total_keys,
+            "memory_used": human_bytes(sum("used_memory")),
+            "connected_clients": sum("connected_clients"),
+            "uptime_seconds": nodes.iter().filter_map(|node| node.get::<u64>("uptime_in_seconds")).max(),
+        }))
     }
 
     async fn write<T: redis::FromRedisValue>(

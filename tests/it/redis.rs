@@ -1,8 +1,9 @@
 //! Redis beside the service: the mirror of the users dict, the operations, the doorbell; and what
 //! happens when Redis is not as it should be.
 
+mod servers;
+
 use std::collections::BTreeMap;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ::redis::aio::MultiplexedConnection;
@@ -20,6 +21,8 @@ use crate::support::proxy::{Network, Proxy};
 
 const DICT: &str = "users:dict";
 const MARK: &str = "{users:dict}:at";
+/// Where time is not what a test is about, a busy machine must not fail it.
+const PATIENT: (&str, &str) = ("REDIS_TIMEOUT_MS", "3000");
 
 /// A database and a Redis of the test's own.
 struct Stage {
@@ -30,13 +33,21 @@ struct Stage {
 
 impl Stage {
     async fn set() -> Option<Self> {
+        Self::set_on(Database::sqlite()).await
+    }
+
+    /// For several instances: SQLite is for one.
+    async fn set_for_several() -> Option<Self> {
+        Self::set_on(Database::postgres().await?).await
+    }
+
+    async fn set_on(database: Database) -> Option<Self> {
         let url = find_redis_url()?;
-        let database = Database::postgres().await?;
         Some(Self { redis: emptied(&url).await, database, url })
     }
 
     async fn start(&self, settings: &[(&str, &str)]) -> TestApp {
-        let mut all = vec![("REDIS_URL", self.url.as_str())];
+        let mut all = vec![("REDIS_URL", self.url.as_str()), PATIENT];
         all.extend_from_slice(settings);
         TestApp::start_ready(&self.database, &all).await
     }
@@ -69,7 +80,7 @@ async fn emptied(url: &str) -> MultiplexedConnection {
 }
 
 fn cache_with(settings: &[(&str, &str)]) -> (RedisCache, HealthBoard) {
-    let config = Config::from_settings(settings).expect("valid").redis.expect("enabled");
+    let config = Config::from_settings(&[settings, &[PATIENT]].concat()).expect("valid").redis.expect("enabled");
     let health = HealthBoard::default();
     (RedisCache::new(&config, Metrics::new().expect("metrics").into(), health.clone()), health)
 }
@@ -90,7 +101,7 @@ async fn add_user(app: &TestApp, global_id: i64, name: &str) -> i64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_hash_follows_every_write_whoever_makes_it() {
-    let stage = require_backend!(Stage::set().await);
+    let stage = require_backend!(Stage::set_for_several().await);
     let app = stage.start(&[]).await;
     let id = add_user(&app, 1, "Ann").await;
     add_user(&app, -7, "Zoë \"Quote\" \u{1f600}").await;
@@ -175,7 +186,7 @@ async fn a_living_service_renews_the_life_of_the_hash_long_before_its_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_instances_write_one_hash_without_undoing_each_other() {
-    let stage = require_backend!(Stage::set().await);
+    let stage = require_backend!(Stage::set_for_several().await);
     let (one, two) = (stage.start(&[]).await, stage.start(&[]).await);
     for number in 0..30 {
         let (app, other) = if number % 2 == 0 { (&one, &two) } else { (&two, &one) };
@@ -190,6 +201,31 @@ async fn two_instances_write_one_hash_without_undoing_each_other() {
     stage.run(&["FLUSHDB"]).await;
     stage.until_mirrored(&one).await;
     assert_eq!(stage.hash().await.len(), 30);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn services_with_databases_of_their_own_do_not_fight_over_one_hash() {
+    let stage = require_backend!(Stage::set().await);
+    let elsewhere = Database::sqlite();
+    let one = stage.start(&[]).await;
+    add_user(&one, 1, "Ann").await;
+    stage.until_mirrored(&one).await;
+    let two = TestApp::start_ready(&elsewhere, &[("REDIS_URL", &stage.url), PATIENT]).await;
+    add_user(&two, 1, "Ann").await;
+    let looks = |app: &TestApp| app.state.metrics.redis_calls.with_label_values(&["dict_look", "ok"]).get();
+    let many_looks = async || {
+        let begin = (looks(&one), looks(&two));
+        eventually("both looked many times", async || looks(&one) > begin.0 + 12 && looks(&two) > begin.1 + 12).await;
+    };
+    let new_dicts = || mirror_writes(&one, "rebuild") + mirror_writes(&two, "rebuild");
+    many_looks().await;
+    let before = new_dicts();
+    many_looks().await;
+    assert_eq!(new_dicts(), before, "equal content is left alone, whoever wrote it");
+    add_user(&two, 2, "Bob").await;
+    many_looks().await;
+    let fought = new_dicts() - before;
+    assert!(fought <= 3, "{fought} new dicts: one every tick, instead of one in ten seconds");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -235,8 +271,9 @@ async fn an_empty_dict_is_an_absent_key_and_is_written_once() {
 async fn a_large_change_becomes_a_new_dict_and_a_large_dict_is_read_in_pages() {
     let stage = require_backend!(Stage::set().await);
     let app = stage.start(&[]).await;
-    let sql = "INSERT INTO \"user\" (global_id, name) SELECT n, 'person ' || n FROM generate_series(1, 20000) n";
-    stage.database.execute(sql).await;
+    let numbers = "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 20000)";
+    let people = "INSERT INTO \"user\" (global_id, name)";
+    stage.database.execute(&format!("{people} {numbers} SELECT n, 'person ' || n FROM numbers")).await;
     stage.until_mirrored(&app).await;
     assert_eq!(stage.hash().await.len(), 20_000);
     let read = app.state.redis.as_ref().expect("configured").get_users_dict().await.expect("read").expect("there");
@@ -437,7 +474,8 @@ async fn the_cache_routes_say_what_the_contract_says() {
     assert_eq!(stage.hash().await, BTreeMap::from([("1".into(), "Ann".into())]), "done when it is answered");
     assert_eq!(app.get("/cache/stats").await.expect(200)["directory"]["rebuilds"], rebuilds + 1);
 
-    let without = TestApp::start_ready(&stage.database, &[]).await;
+    let elsewhere = Database::sqlite();
+    let without = TestApp::start_ready(&elsewhere, &[]).await;
     without.get("/users-dict").await.expect(200);
     let stats = without.get("/cache/stats").await.expect(200);
     assert_eq!((&stats["enabled"], stats["directory"]["version"].is_string()), (&json!(false), true));
@@ -451,7 +489,7 @@ async fn the_cache_routes_say_what_the_contract_says() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_alert_posted_to_one_instance_rings_at_the_other() {
-    let stage = require_backend!(Stage::set().await);
+    let stage = require_backend!(Stage::set_for_several().await);
     let settings = [("ALERTS_POLL_INTERVAL_MS", "10000")];
     let (one, two) = (stage.start(&settings).await, stage.start(&settings).await);
     let subscribers = async || {
@@ -476,162 +514,4 @@ async fn an_alert_posted_to_one_instance_rings_at_the_other() {
     println!("post at one instance to frame at the other: median {:?}, longest {:?}", delays[5], delays[9]);
     // The poll alone would need 5 s for each, on average.
     assert!(delays[5] < Duration::from_secs(2), "{delays:?}");
-}
-
-/// A server of the test's own, for what must not be done to a shared one. `None`: none is installed.
-struct PrivateRedis {
-    process: Child,
-    port: u16,
-    _directory: tempfile::TempDir,
-}
-
-impl PrivateRedis {
-    async fn start(options: &[&str]) -> Option<Self> {
-        Self::start_with(options, None).await
-    }
-
-    /// `config`: the text of a configuration file, which a sentinel needs.
-    async fn start_with(options: &[&str], config: Option<String>) -> Option<Self> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port();
-        let directory = tempfile::tempdir().expect("a directory");
-        let mut command = Command::new("redis-server");
-        if let Some(text) = config {
-            let file = directory.path().join("redis.conf");
-            std::fs::write(&file, text).expect("written");
-            command.arg(file);
-        }
-        command.args(["--port", &port.to_string(), "--dir"]).arg(directory.path()).args(options);
-        let Ok(process) = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn() else {
-            eprintln!("left out: needs a redis-server to start");
-            return None;
-        };
-        let server = Self { process, port, _directory: directory };
-        eventually("the private Redis answers", async || {
-            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
-        })
-        .await;
-        Some(server)
-    }
-
-    fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
-    }
-
-    async fn run(&self, command: &[&str]) {
-        let client = ::redis::Client::open(self.url()).expect("a URL");
-        let mut connection = client.get_multiplexed_async_connection().await.expect("it answers");
-        let mut call = cmd(command[0]);
-        call.arg(&command[1..]);
-        call.exec_async(&mut connection).await.unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    }
-}
-
-impl Drop for PrivateRedis {
-    fn drop(&mut self) {
-        self.process.kill().expect("it can be stopped");
-        self.process.wait().expect("it stops");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_refuses_writes_is_told_and_used_again_when_it_takes_them() {
-    let server = require_backend!(PrivateRedis::start(&["--save", ""]).await);
-    let database = require_backend!(Database::postgres().await);
-    let app = TestApp::start_ready(&database, &[("REDIS_URL", &server.url())]).await;
-    let cases: [(&[&str], &[&str], &str); 2] = [
-        (&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"], "read-only replica"),
-        (&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"], "maxmemory"),
-    ];
-    for (number, (spoil, mend, told)) in (1..).zip(cases) {
-        server.run(spoil).await;
-        add_user(&app, number, "meanwhile").await;
-        eventually(&format!("told: {told}"), async || {
-            let (state, detail) = redis_health(&app);
-            state == State::Degraded && detail.contains(told)
-        })
-        .await;
-        server.run(mend).await;
-        eventually("told as up", async || redis_health(&app).0 == State::Up).await;
-        let cache = app.state.redis.clone().expect("configured");
-        eventually("the hash caught up", async || {
-            let dict = cache.get_users_dict().await.unwrap_or_default().unwrap_or_default();
-            dict.contains_key(&number.to_string())
-        })
-        .await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_is_used_as_one() {
-    let server = require_backend!(PrivateRedis::start(&["--save", "", "--cluster-enabled", "yes"]).await);
-    server.run(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await;
-    let database = require_backend!(Database::postgres().await);
-    let url = format!("{0},{0}", server.url());
-    let app = TestApp::start_ready(&database, &[("REDIS_URL", &url)]).await;
-    add_user(&app, 1, "Ann").await;
-    let cache = app.state.redis.clone().expect("configured");
-    eventually("mirrored in the cluster", async || {
-        cache.get_users_dict().await.is_ok_and(|dict| dict == Some(BTreeMap::from([("1".into(), "Ann".into())])))
-    })
-    .await;
-    passes_the_selftest(&cache).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_primary_that_sentinels_name_is_used() {
-    let primary = require_backend!(PrivateRedis::start(&["--save", ""]).await);
-    let config = format!("sentinel monitor mymaster 127.0.0.1 {} 1\n", primary.port);
-    let sentinel = require_backend!(PrivateRedis::start_with(&["--sentinel"], Some(config)).await);
-    let url = format!("redis-sentinel://127.0.0.1:{},127.0.0.1:1/mymaster/2", sentinel.port);
-    let (cache, health) = cache_with(&[("REDIS_URL", &url)]);
-    passes_the_selftest(&cache).await;
-    assert_eq!(health.find(name::REDIS).expect("reported").state, State::Up);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_unix_socket_and_a_password_are_used() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let socket = directory.path().join("redis.sock");
-    let socket = socket.to_str().expect("a readable path");
-    let server = require_backend!(
-        PrivateRedis::start(&["--save", "", "--unixsocket", socket, "--requirepass", "p@ss word"]).await
-    );
-    for url in [
-        format!("unix://{socket}?db=3&pass=p%40ss+word"),
-        format!("redis://:p%40ss%20word@127.0.0.1:{}/3", server.port),
-    ] {
-        let (cache, _) = cache_with(&[("REDIS_URL", &url)]);
-        passes_the_selftest(&cache).await;
-    }
-    let (cache, _) = cache_with(&[("REDIS_HOST", "127.0.0.1"), ("REDIS_PORT", &server.port.to_string())]);
-    let error = cache.exists("anything").await.expect_err("a password is needed").to_string();
-    assert!(error.contains("REDIS_PASSWORD"), "{error}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tls_server_is_used_when_its_certificate_can_be_checked_and_only_then() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = |name: &str| directory.path().join(name).to_str().expect("a readable path").to_owned();
-    let (key, certificate) = (path("key.pem"), path("certificate.pem"));
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
-        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", &key])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-out", &certificate])
-        .stderr(Stdio::null())
-        .status();
-    if !made.is_ok_and(|status| status.success()) {
-        eprintln!("left out: needs openssl to make a certificate");
-        return;
-    }
-    let tls_port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port();
-    let port = tls_port.to_string();
-    let options = ["--save", "", "--tls-port", &port, "--tls-cert-file", &certificate, "--tls-key-file", &key];
-    let options = [&options[..], &["--tls-auth-clients", "no"]].concat();
-    let _server = require_backend!(PrivateRedis::start(&options).await);
-    let url = format!("rediss://localhost:{port}/1");
-    let (trusting, _) = cache_with(&[("REDIS_URL", &format!("{url}?ssl_ca_certs={certificate}"))]);
-    passes_the_selftest(&trusting).await;
-    let (doubting, health) = cache_with(&[("REDIS_URL", &url)]);
-    assert!(doubting.connect().await.is_err(), "nobody vouches for the certificate");
-    assert_eq!(health.find(name::REDIS).expect("reported").state, State::Degraded);
 }

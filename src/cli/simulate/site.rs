@@ -201,7 +201,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::directory::geometry::check_polygon;
 
     fn areas() -> Vec<Area> {
         let square = |x: f64, y: f64| [[x, y], [x + 4.0, y], [x + 4.0, y + 4.0], [x, y + 4.0]];
@@ -285,8 +284,11 @@ mod tests {
         }
 
         #[test]
-        fn a_site_of_any_zones_goes_on(corners in prop::array::uniform4(prop::array::uniform2(-1e300..1e300_f64)), seed: u64) {
-            prop_assume!(check_polygon(&corners).is_ok());
+        fn a_site_of_any_size_goes_on(
+            radii in prop::array::uniform4(0.001..1e3_f64), exponent in -300..140_i32, seed: u64,
+        ) {
+            let radii = radii.map(|radius| radius * 10_f64.powi(exponent));
+            let corners = [[radii[0], 0.0], [0.0, radii[1]], [-radii[2], 0.0], [0.0, -radii[3]]];
             let area = Area { zone_id: "z".into(), zone_name: "Z".into(), corners };
             let mut site = Site::new(vec![area], people(), "run".into(), seed).expect("a site");
             for _ in 0..50 {

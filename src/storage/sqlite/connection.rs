@@ -16,6 +16,10 @@ use crate::store_error::StoreError;
 
 /// Statements kept compiled per connection: all of ours.
 const STATEMENTS: usize = 128;
+/// Page caches, in KiB with a minus. The writer's holds the leaves of the alert log's indexes, which a batch
+/// touches all over.
+const READ_CACHE: i32 = -16 * 1024;
+const WRITE_CACHE: i32 = -64 * 1024;
 /// The write-ahead log is brought into the file after so many pages, 16 MiB.
 const CHECKPOINT_PAGES: u32 = 4_000;
 /// To which size a log that a burst left behind is cut.
@@ -125,7 +129,7 @@ pub fn open(path: &Path, access: Access, busy_timeout: Duration) -> Result<Conne
         let connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(busy_timeout)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
-        connection.pragma_update(None, "cache_size", -16_000)?;
+        connection.pragma_update(None, "cache_size", if access == Access::Read { READ_CACHE } else { WRITE_CACHE })?;
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         if access == Access::Read {
             connection.pragma_update(None, "query_only", true)?;

@@ -26,9 +26,8 @@ pub async fn examine(path: &Path) -> Vec<Finding> {
         findings.push(Finding::ok(SUBJECT, format!("SQLite: {} will be made at the first start", path.display())));
     }
     if access(&directory, Access::WRITE_OK).is_err() {
-        let remedy = format!(
-            "let the service's user write there: chown it, or choose another place in DATABASE_URL=sqlite:PATH"
-        );
+        let remedy =
+            "let the service's user write there: chown it, or choose another place in DATABASE_URL=sqlite:PATH";
         findings.push(Finding::failure(
             SUBJECT,
             format!("the directory {} is not writable", directory.display()),

@@ -50,8 +50,12 @@ fn bring_forward(path: &Path) -> Result<MigrationReport, MigrationError> {
             return Ok(MigrationReport { applied: Vec::new(), pending });
         }
         match embedded::migrations::runner().set_grouped(true).run(&mut connection) {
-            Ok(_) => return Ok(MigrationReport { applied: pending, pending: Vec::new() }),
-            // All of it is one transaction, so a process that was faster shows as a failure of ours.
+            // All of it is one transaction; another process may have been faster.
+            Ok(report) => {
+                let done = report.applied_migrations();
+                let applied = list(|version| done.iter().any(|migration| i64::from(migration.version()) == version));
+                return Ok(MigrationReport { applied, pending: Vec::new() });
+            }
             Err(_) if find_pending(&connection)? != pending => {}
             Err(error) => return Err(MigrationError::Failed(describe(&error))),
         }

@@ -83,8 +83,13 @@ impl Keeper {
                 _ => anyhow::anyhow!("{thread} ended"),
             }),
         };
-        self.pool.close();
-        // What is queued is committed, and the lock given back.
+        // The last connection brings the write-ahead log into the file and removes it, but only if no other
+        // one closes at the same moment.
+        ends.extend(self.pool.close_reads().into_iter().map(end));
+        while ends.len() > 1 {
+            ends.next().await;
+        }
+        self.pool.close_writes();
         while ends.next().await.is_some() {}
         outcome
     }

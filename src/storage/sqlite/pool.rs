@@ -8,12 +8,13 @@
 use std::fs::File;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use prometheus::IntGauge;
 use rusqlite::Connection;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::connection::{Access, Opened, Session};
@@ -35,9 +36,16 @@ pub struct Pool {
     limit: Duration,
     /// Why nothing can be done yet; `None` once the schema is there.
     obstacle: watch::Receiver<Option<String>>,
-    /// Why the last group was not committed; `None` when it was.
+    /// Why the last group was not committed, or one of its units failed; `None` when all went well.
     write_failure: Arc<Mutex<Option<String>>>,
+    private: Arc<Mutex<Vec<Private>>>,
     metrics: Arc<Metrics>,
+}
+
+/// A thread whose queue somebody else owns.
+struct Private {
+    sender: Weak<Mutex<Option<Sender>>>,
+    thread: Thread,
 }
 
 /// How a unit of work may end besides its result.
@@ -67,9 +75,10 @@ pub struct Thread {
 /// Work on its way to threads; closed by [`Queue::close`] or with its last clone.
 #[derive(Clone)]
 pub struct Queue {
-    sender: Arc<Mutex<Option<mpsc::UnboundedSender<Box<dyn Unit>>>>>,
+    sender: Arc<Mutex<Option<Sender>>>,
 }
 
+type Sender = mpsc::UnboundedSender<Box<dyn Unit>>;
 type Arrivals = mpsc::UnboundedReceiver<Box<dyn Unit>>;
 
 impl Pool {
@@ -98,14 +107,19 @@ impl Pool {
         }
         metrics.store_pool_connections.set(i64::try_from(threads.len()).unwrap_or(i64::MAX));
         metrics.store_pool_idle.set(i64::try_from(threads.len()).unwrap_or(i64::MAX));
-        Ok((Self { writes, reads, path: path.clone(), limit, obstacle, write_failure, metrics }, threads))
+        let (path, private) = (path.clone(), Arc::default());
+        Ok((Self { writes, reads, path, limit, obstacle, write_failure, private, metrics }, threads))
     }
 
     /// A thread and connection of its own, for a session that must not queue behind other readers.
     pub fn open_private(&self, name: &'static str) -> Result<Queue, StoreError> {
         self.check_obstacle()?;
         let (queue, questions) = Queue::new();
-        spawn_reader(name, &self.path, self.limit, Arc::new(Mutex::new(questions)), self.metrics.clone())?;
+        let questions = Arc::new(Mutex::new(questions));
+        let thread = spawn_reader(name, &self.path, self.limit, questions, self.metrics.clone())?;
+        let mut private = self.private.lock();
+        private.retain_mut(|private| private.thread.ended.try_recv() == Err(TryRecvError::Empty));
+        private.push(Private { sender: Arc::downgrade(&queue.sender), thread });
         Ok(queue)
     }
 
@@ -164,10 +178,22 @@ impl Pool {
         self.write_failure.lock().clone()
     }
 
-    /// The threads finish what is queued and end.
-    pub fn close(&self) {
-        self.writes.close();
+    /// The readers finish what is queued and end. Gives those that [`Pool::open_private`] started.
+    pub fn close_reads(&self) -> Vec<Thread> {
         self.reads.close();
+        let private = std::mem::take(&mut *self.private.lock());
+        let close = |private: Private| {
+            if let Some(sender) = private.sender.upgrade() {
+                sender.lock().take();
+            }
+            private.thread
+        };
+        private.into_iter().map(close).collect()
+    }
+
+    /// The writer commits what is queued and ends.
+    pub fn close_writes(&self) {
+        self.writes.close();
     }
 
     pub fn path(&self) -> &Arc<Path> {
@@ -298,7 +324,9 @@ fn write_groups(
             session.discard();
             metrics.store_pool_discarded.inc();
         }
-        *write_failure.lock() = fate.as_ref().err().map(StoreError::to_string);
+        let of_units = || group.iter().find_map(|unit| unit.find_failure());
+        *write_failure.lock() =
+            fate.as_ref().err().map(StoreError::repeat).or_else(of_units).map(|error| error.to_string());
         for unit in group.drain(..) {
             unit.answer(fate.as_ref().copied());
         }
@@ -306,24 +334,34 @@ fn write_groups(
     }
 }
 
-/// One transaction; each unit has a savepoint, so that the failure of one does not undo the others.
+/// One transaction; each unit has a savepoint, so that the failure of one does not undo the others. One
+/// that is alone needs none, which spares a large append the copies that a savepoint keeps.
 fn commit_group(session: &mut Session, group: &mut [Box<dyn Unit>]) -> Result<(), StoreError> {
     let connection = session.connection()?;
     execute(connection, "BEGIN IMMEDIATE")?;
+    if let [unit] = group {
+        let ended_well = carry_out(connection, unit)?;
+        return execute(connection, if ended_well { "COMMIT" } else { "ROLLBACK" });
+    }
     for unit in group {
         execute(connection, "SAVEPOINT unit")?;
-        let ended_well = unit.carry_out(connection);
-        // Some failures, a full disk among them, end the whole transaction.
-        if connection.is_autocommit() {
-            let unexplained = || StoreError::unavailable_because(DEPENDENCY, "the transaction was lost");
-            return Err(unit.find_failure().unwrap_or_else(unexplained));
-        }
-        if !ended_well {
+        if !carry_out(connection, unit)? {
             execute(connection, "ROLLBACK TO unit")?;
         }
         execute(connection, "RELEASE unit")?;
     }
     execute(connection, "COMMIT")
+}
+
+/// Whether the unit ended well. The error is that of the whole group: some failures, a full disk among
+/// them, end the transaction.
+fn carry_out(connection: &Opened, unit: &mut Box<dyn Unit>) -> Result<bool, StoreError> {
+    let ended_well = unit.carry_out(connection);
+    if connection.is_autocommit() {
+        let unexplained = || StoreError::unavailable_because(DEPENDENCY, "the transaction was lost");
+        return Err(unit.find_failure().unwrap_or_else(unexplained));
+    }
+    Ok(ended_well)
 }
 
 fn execute(connection: &Connection, sql: &'static str) -> Result<(), StoreError> {

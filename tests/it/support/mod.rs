@@ -4,5 +4,6 @@
 pub mod app;
 pub mod backends;
 pub mod cluster;
+pub mod kafka;
 pub mod process;
 pub mod proxy;
