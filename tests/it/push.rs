@@ -255,10 +255,8 @@ async fn a_client_that_takes_nothing_is_cut_and_one_that_is_behind_catches_up() 
     }
     eventually("the frozen one is cut", async || app.state.metrics.push_closed.with_label_values(&["slow"]).get() == 1)
         .await;
-    eventually("one client is left", async || {
-        app.state.metrics.push_clients.with_label_values(&["ws"]).get() == 1
-    })
-    .await;
+    eventually("one client is left", async || app.state.metrics.push_clients.with_label_values(&["ws"]).get() == 1)
+        .await;
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(PATIENCE, frozen.read_to_end(&mut rest)).await;
     ended.expect("the connection is closed").ok();
