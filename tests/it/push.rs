@@ -73,7 +73,7 @@ async fn filters_choose_and_the_envelope_numbers(database: Database) {
         { "status": "violation" },
     ]);
     app.post("/alerts", alerts).await.expect(200);
-    assert_eq!(listener.next_text().await, r#"{"seq":1,"alert":{"status":"violation","zone_id":7}}"#);
+    assert_eq!(listener.next_text().await, r#"{"seq":1,"alert":{"zone_id":7,"status":"violation"}}"#);
     assert_eq!(listener.next_json().await["seq"], 4);
     // The history of a client with a filter is the newest that match.
     let mut late = app.listen("?user_id=3").await;

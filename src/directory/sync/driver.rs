@@ -258,6 +258,7 @@ impl Driver {
         let snapshot = Arc::new(snapshot);
         *replica = Replica { snapshot: snapshot.clone(), cursor, refreshed_at: now() };
         self.metrics.directory_rows_applied.inc_by(rows as u64);
+        self.metrics.directory_bytes.set(i64::try_from(snapshot.count_bytes()).unwrap_or(i64::MAX));
         self.metrics.directory_users.set(i64::try_from(snapshot.count_users()).unwrap_or(i64::MAX));
         self.shared.latest.send_replace(Some(snapshot));
         Ok(())
