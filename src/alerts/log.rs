@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 
 use super::types::{
-    AlertQuery, AppendBatch, Appended, DeadLetter, NewAlert, PartitionAdvance, PartitionClaim, StoredAlert,
+    AlertPage, AlertQuery, AppendBatch, Appended, DeadLetter, NewAlert, PartitionAdvance, PartitionClaim,
 };
 use crate::store_error::StoreError;
 
@@ -17,8 +17,8 @@ pub trait AlertLog: Send + Sync + 'static {
     /// caller may simply repeat it after asking [`Self::list_positions`]: a stored batch has moved them.
     async fn append(&self, batch: &AppendBatch) -> Result<Appended, AppendError>;
 
-    /// At most `query.limit` alerts. O(limit) with `after`/`before` alone.
-    async fn list_alerts(&self, query: &AlertQuery) -> Result<Vec<StoredAlert>, StoreError>;
+    /// At most `query.limit` alerts of `query.max_bytes`. O(limit) with `after`/`before` alone.
+    async fn list_alerts(&self, query: &AlertQuery) -> Result<AlertPage, StoreError>;
 
     /// The last number given; 0 for an empty log.
     async fn last_seq(&self) -> Result<i64, StoreError>;

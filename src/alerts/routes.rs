@@ -15,13 +15,17 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::decode::{DecodeLimits, decode, parse_time};
-use super::types::{AlertFilter, AlertQuery, AppendBatch, DeadLetter, Direction, NewAlert, Source, StoredAlert};
+use super::types::{
+    AlertFilter, AlertPage, AlertQuery, AppendBatch, DeadLetter, Direction, NewAlert, Source, StoredAlert,
+};
 use super::{AlertLog, AppendError, Ingest};
 use crate::http::error::{ApiError, Fault};
 use crate::http::extract::{PathTexts, Query, not_found, parse_json};
 use crate::time::Timestamp;
 
 const MAX_ITEMS: usize = 1000;
+/// Bodies of one answer; alerts of ordinary size never get there.
+const PAGE_BYTES: usize = 16 * 1024 * 1024;
 /// Alternatives of one filter.
 const MAX_FILTER_VALUES: usize = 100;
 
@@ -99,29 +103,18 @@ async fn list_alerts(State(alerts): State<Alerts>, RawQuery(query): RawQuery) ->
     let filter = filter_of(&mut query);
     query.finish()?;
     let direction = after.map_or(Direction::Before(before), Direction::After);
-    let limit = usize::try_from(limit).unwrap_or(1000);
-    let mut found = alerts.log.list_alerts(&AlertQuery { direction, limit: one_more(limit), filter, from, to }).await?;
+    let limit = u32::try_from(limit).unwrap_or(1000);
+    let wanted = AlertQuery { direction, limit, max_bytes: PAGE_BYTES, filter, from, to };
+    let AlertPage { alerts: found, is_cut } = alerts.log.list_alerts(&wanted).await?;
     if let (Some(after), true) = (after, found.is_empty()) {
         let last = alerts.log.last_seq().await?;
         if after > last {
             return Err(seq_beyond_end(after, last));
         }
     }
-    let next = cut_page(&mut found, limit).map(|alert| alert.seq);
+    let next = found.last().filter(|_| is_cut).map(|alert| alert.seq);
     let shown = found.iter().map(shown).collect::<Result<Vec<_>, _>>()?;
     json_response(&Page { alerts: shown, next })
-}
-
-/// One row past the page tells whether there is more.
-fn one_more(limit: usize) -> u32 {
-    u32::try_from(limit + 1).unwrap_or(1)
-}
-
-/// Cuts what was read to one page; its last row where more follows.
-fn cut_page<T>(rows: &mut Vec<T>, limit: usize) -> Option<&T> {
-    let has_more = rows.len() > limit;
-    rows.truncate(limit);
-    rows.last().filter(|_| has_more)
 }
 
 fn shown(alert: &StoredAlert) -> Result<Shown<'_>, ApiError> {
@@ -152,11 +145,12 @@ async fn list_recent(State(alerts): State<Alerts>, RawQuery(query): RawQuery) ->
     let newest = AlertQuery {
         direction: Direction::Before(i64::MAX),
         limit: u32::try_from(limit).unwrap_or(50),
+        max_bytes: PAGE_BYTES,
         filter: AlertFilter::default(),
         from: None,
         to: None,
     };
-    let found = alerts.log.list_alerts(&newest).await?;
+    let found = alerts.log.list_alerts(&newest).await?.alerts;
     let messages = found.iter().rev().map(raw).collect::<Result<Vec<_>, _>>()?;
     json_response(&Recent { count: messages.len(), messages })
 }
@@ -251,8 +245,11 @@ async fn list_rejected(State(alerts): State<Alerts>, RawQuery(query): RawQuery) 
     let after = query.integer("after", 0, 0..=i64::MAX);
     query.finish()?;
     let limit = usize::try_from(limit).unwrap_or(100);
-    let mut letters = alerts.log.list_dead_letters(after, one_more(limit)).await?;
-    let next = cut_page(&mut letters, limit).map(|letter| letter.id);
+    // One past the page tells whether there is more.
+    let mut letters = alerts.log.list_dead_letters(after, u32::try_from(limit + 1).unwrap_or(1)).await?;
+    let has_more = letters.len() > limit;
+    letters.truncate(limit);
+    let next = letters.last().filter(|_| has_more).map(|letter| letter.id);
     let rejected = letters.into_iter().map(|letter: DeadLetter| Rejected {
         raw_base64: base64::engine::general_purpose::STANDARD.encode(&letter.raw),
         id: letter.id,

@@ -154,13 +154,23 @@ pub enum Direction {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AlertQuery {
     pub direction: Direction,
-    /// 1..=1001 rows: a page, and one more that tells whether there is another.
+    /// 1..=1000 alerts at most.
     pub limit: u32,
+    /// Bytes of bodies at most, but one alert at least. An alert may have a mebibyte: rows alone bound nothing.
+    pub max_bytes: usize,
     pub filter: AlertFilter,
     /// `from <= occurred_at`.
     pub from: Option<Timestamp>,
     /// `occurred_at < to`.
     pub to: Option<Timestamp>,
+}
+
+/// What the log answers to an [`AlertQuery`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AlertPage {
+    pub alerts: Vec<StoredAlert>,
+    /// More match than are here: one of the limits was reached.
+    pub is_cut: bool,
 }
 
 /// A dead letter as the log holds it.

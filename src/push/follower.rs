@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::hub::{Entry, Hub};
-use crate::alerts::types::{AlertFilter, AlertQuery, Direction};
+use crate::alerts::types::{AlertFilter, AlertPage, AlertQuery, Direction};
 use crate::alerts::{AlertLog, Doorbell};
 use crate::store_error::StoreError;
 use crate::telemetry::metrics::Metrics;
 
 const PAGE: u32 = 500;
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
 const BACKOFF: Duration = Duration::from_millis(500);
 /// How often the end of the log is looked at for its own sake.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
@@ -109,11 +110,12 @@ impl Follower {
         let query = AlertQuery {
             direction: Direction::After(last),
             limit: PAGE,
+            max_bytes: PAGE_BYTES,
             filter: AlertFilter::default(),
             from: None,
             to: None,
         };
-        let found = self.log.list_alerts(&query).await?;
+        let AlertPage { alerts: found, is_cut: is_more } = self.log.list_alerts(&query).await?;
         if found.is_empty() {
             return Ok(false);
         }
@@ -129,7 +131,6 @@ impl Follower {
                 break;
             }
         }
-        let is_more = found.len() == PAGE as usize;
         let entries: Vec<_> = found.into_iter().map(|alert| Arc::new(Entry::new(alert))).collect();
         if let Some(newest) = entries.last() {
             self.metrics.alerts_last_seq.set(newest.seq);

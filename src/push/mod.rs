@@ -15,15 +15,15 @@ use futures_util::stream::{self, Stream};
 use tokio::sync::Semaphore;
 
 use self::hub::{Entry, Hub};
-use self::session::{Session, Step};
-use crate::alerts::types::{AlertQuery, Direction, StoredAlert};
+use self::session::{BATCH_BYTES, Session, Step};
+use crate::alerts::types::{AlertPage, AlertQuery, Direction};
 use crate::alerts::{AlertLog, Doorbell};
 use crate::config::{AlertsConfig, ApiConfig};
 use crate::lifecycle::Lifecycle;
 use crate::store_error::StoreError;
 use crate::telemetry::metrics::Metrics;
 
-/// How many alerts a client that names no position is shown first.
+/// How many alerts a client that names no position is shown first, if they are not too large together.
 const HISTORY: u32 = 100;
 /// Pages of the log that are read at once for all clients together.
 const READERS: usize = 4;
@@ -92,13 +92,13 @@ impl Push {
                 Step::Replay { after, limit } => (self.page(session, Direction::After(after), limit), false),
             };
             let end = self.hub.last_seq();
-            let limit = query.limit as usize;
-            let Ok(mut found) = self.read(query).await else {
+            let Ok(AlertPage { alerts: mut found, is_cut }) = self.read(query).await else {
                 tokio::time::sleep(RETRY_PAUSE).await;
                 continue;
             };
             self.metrics.push_replays.with_label_values(&[if is_history { "connect" } else { "behind" }]).inc();
-            let is_complete = is_history || found.len() < limit;
+            // What is cut off the history is older than what is shown of it.
+            let is_complete = is_history || !is_cut;
             if is_history {
                 found.reverse();
             }
@@ -112,7 +112,7 @@ impl Push {
 
     /// A page of the log, read in a task of its own: a client that goes away costs no connection. Only so
     /// many at once that the pool is left to others.
-    async fn read(&self, query: AlertQuery) -> Result<Vec<StoredAlert>, StoreError> {
+    async fn read(&self, query: AlertQuery) -> Result<AlertPage, StoreError> {
         let stopping = || StoreError::unavailable_because("alert log", "the service is stopping");
         let turn = self.readers.clone().acquire_owned().await.map_err(|_| stopping())?;
         let log = self.log.clone();
@@ -125,7 +125,8 @@ impl Push {
     }
 
     fn page(&self, session: &Session, direction: Direction, limit: u32) -> AlertQuery {
-        AlertQuery { direction, limit, filter: session.filter().clone(), from: None, to: None }
+        let filter = session.filter().clone();
+        AlertQuery { direction, limit, max_bytes: BATCH_BYTES, filter, from: None, to: None }
     }
 }
 

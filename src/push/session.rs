@@ -11,7 +11,7 @@ use crate::alerts::types::AlertFilter;
 
 /// Handed out at once; then the client has to have taken them.
 const BATCH_ALERTS: usize = 256;
-const BATCH_BYTES: usize = 1024 * 1024;
+pub const BATCH_BYTES: usize = 1024 * 1024;
 
 pub struct Session {
     filter: AlertFilter,
@@ -89,6 +89,8 @@ mod tests {
     use crate::alerts::types::{AlertColumns, StoredAlert};
     use crate::time::Timestamp;
 
+    const PAGE_BYTES: usize = 20_000;
+
     fn entry(seq: i64, bytes: usize) -> Arc<Entry> {
         let zone_id = Some(if seq % 3 == 0 { "A".into() } else { "B".into() });
         Arc::new(Entry::new(StoredAlert {
@@ -144,8 +146,15 @@ mod tests {
                 }
                 Step::Replay { after, limit } => {
                     let all = matching(&self.log[usize::try_from(after).expect("positive")..]);
-                    let page: Vec<_> = all.into_iter().take(limit as usize).collect();
-                    let is_complete = page.len() < limit as usize;
+                    // As the log does it: the budget of bytes may cut a page as well, but not to nothing.
+                    let mut bytes = 0;
+                    let fits = |(index, entry): &(usize, &Arc<Entry>)| {
+                        bytes += entry.bytes();
+                        *index == 0 || (*index < limit as usize && bytes <= PAGE_BYTES)
+                    };
+                    let page: Vec<_> =
+                        all.iter().enumerate().take_while(fits).map(|(_, entry)| entry.clone()).collect();
+                    let is_complete = page.len() == all.len();
                     self.session.replayed(page, is_complete, end)
                 }
             };

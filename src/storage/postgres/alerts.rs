@@ -10,8 +10,8 @@ use super::pool::{Pool, WorkError};
 use crate::alerts::AlertLog;
 use crate::alerts::log::AppendError;
 use crate::alerts::types::{
-    AlertColumns, AlertQuery, AppendBatch, Appended, DeadLetter, Direction, NewAlert, PartitionAdvance, PartitionClaim,
-    StoredAlert,
+    AlertColumns, AlertPage, AlertQuery, AppendBatch, Appended, DeadLetter, Direction, NewAlert, PartitionAdvance,
+    PartitionClaim, StoredAlert,
 };
 use crate::store_error::StoreError;
 
@@ -40,7 +40,7 @@ impl AlertLog for PostgresAlertLog {
         })
     }
 
-    async fn list_alerts(&self, query: &AlertQuery) -> Result<Vec<StoredAlert>, StoreError> {
+    async fn list_alerts(&self, query: &AlertQuery) -> Result<AlertPage, StoreError> {
         let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::new();
         let mut conditions = Vec::new();
         let (bound, order): (&i64, _) = match &query.direction {
@@ -77,19 +77,39 @@ impl AlertLog for PostgresAlertLog {
                 conditions.push(format!("occurred_at {operator} ${}", parameters.len()));
             }
         }
+        // One row past the page tells whether there is more.
+        let rows = i64::from(query.limit) + 1;
+        let max_bytes = i64::try_from(query.max_bytes).unwrap_or(i64::MAX);
+        parameters.push(&rows);
+        let rows_place = parameters.len();
+        parameters.push(&max_bytes);
+        let bytes_place = parameters.len();
+        // The length of a body is known without reading it. Those past the budget are not sent: a result
+        // that is given up half-way would still be sent to its end.
         let sql = format!(
-            "SELECT seq, received_at, occurred_at, source, zone_id, user_id, status, camera_id, user_name, body \
-             FROM alert WHERE {} ORDER BY seq {order} LIMIT {}",
+            "SELECT seq, received_at, occurred_at, source, zone_id, user_id, status, camera_id, user_name, \
+             CASE WHEN bytes <= ${bytes_place} OR bytes = octet_length(body) THEN body END FROM (\
+             SELECT *, sum(octet_length(body)) OVER (ORDER BY seq {order} ROWS UNBOUNDED PRECEDING) AS bytes \
+             FROM (SELECT * FROM alert WHERE {} ORDER BY seq {order} LIMIT ${rows_place}) AS page) AS measured \
+             ORDER BY seq {order}",
             conditions.join(" AND "),
-            query.limit
         );
-        let (sql, parameters) = (&sql, &parameters);
+        let (sql, parameters, limit) = (&sql, &parameters, query.limit as usize);
         self.pool
             .run("list_alerts", move |mut lease| async move {
                 let client = lease.client()?;
                 let statement = client.prepare_cached(sql).await?;
                 let rows = client.query(&statement, parameters).await?;
-                Ok((lease, rows.iter().map(stored_alert).collect::<Result<_, _>>()?))
+                let mut page = AlertPage::default();
+                for row in &rows {
+                    let alert = if page.alerts.len() < limit { stored_alert(row)? } else { None };
+                    let Some(alert) = alert else {
+                        page.is_cut = true;
+                        break;
+                    };
+                    page.alerts.push(alert);
+                }
+                Ok((lease, page))
             })
             .await
     }
@@ -251,17 +271,19 @@ async fn append(
     Ok(Ok(Appended { seqs: seqs.unwrap_or_default() }))
 }
 
-fn stored_alert(row: &Row) -> Result<StoredAlert, tokio_postgres::Error> {
+/// `None`: it is past the budget of bytes.
+fn stored_alert(row: &Row) -> Result<Option<StoredAlert>, tokio_postgres::Error> {
+    let Some(body) = row.try_get::<_, Option<String>>(9)? else { return Ok(None) };
     let text = |index: usize| row.try_get::<_, Option<&str>>(index).map(|value| value.map(Box::from));
-    Ok(StoredAlert {
+    Ok(Some(StoredAlert {
         seq: row.try_get(0)?,
         received_at: row.try_get::<_, Time>(1)?.0,
         occurred_at: row.try_get::<_, Option<Time>>(2)?.map(|time| time.0),
         source: row.try_get(3)?,
         columns: AlertColumns { zone_id: text(4)?, user_id: text(5)?, status: text(6)?, camera_id: text(7)? },
         user_name: row.try_get(8)?,
-        body: row.try_get::<_, String>(9)?.into(),
-    })
+        body: body.into(),
+    }))
 }
 
 fn dead_letter(row: &Row) -> Result<DeadLetter, tokio_postgres::Error> {

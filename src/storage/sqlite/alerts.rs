@@ -12,8 +12,8 @@ use super::pool::{Pool, WorkError};
 use crate::alerts::AlertLog;
 use crate::alerts::log::AppendError;
 use crate::alerts::types::{
-    AlertColumns, AlertQuery, AppendBatch, Appended, DeadLetter, Direction, NewAlert, PartitionAdvance, PartitionClaim,
-    StoredAlert,
+    AlertColumns, AlertPage, AlertQuery, AppendBatch, Appended, DeadLetter, Direction, NewAlert, PartitionAdvance,
+    PartitionClaim, StoredAlert,
 };
 use crate::store_error::StoreError;
 use crate::time::Timestamp;
@@ -36,12 +36,23 @@ impl AlertLog for SqliteAlertLog {
         self.pool.write("append_alerts", work).await?.map_err(AppendError::Fenced)
     }
 
-    async fn list_alerts(&self, query: &AlertQuery) -> Result<Vec<StoredAlert>, StoreError> {
+    async fn list_alerts(&self, query: &AlertQuery) -> Result<AlertPage, StoreError> {
         let (sql, parameters) = selection(query);
+        let (limit, max_bytes) = (query.limit as usize, query.max_bytes);
         let work = move |connection: &Opened| {
             let mut statement = connection.prepare_cached(&sql)?;
-            let rows = statement.query_map(params_from_iter(parameters), stored_alert)?;
-            Ok(rows.collect::<rusqlite::Result<_>>()?)
+            let mut rows = statement.query(params_from_iter(parameters))?;
+            let (mut page, mut bytes) = (AlertPage::default(), 0);
+            while let Some(row) = rows.next()? {
+                let more = codec::text(row, 9)?.len();
+                if page.alerts.len() == limit || (bytes + more > max_bytes && !page.alerts.is_empty()) {
+                    page.is_cut = true;
+                    break;
+                }
+                bytes += more;
+                page.alerts.push(stored_alert(row)?);
+            }
+            Ok(page)
         };
         self.pool.read("list_alerts", work).await
     }
@@ -230,19 +241,27 @@ fn selection(query: &AlertQuery) -> (String, Vec<Value>) {
         conditions[0].insert(0, '+');
     }
     let rest = conditions.join(" AND ");
-    let end = format!("ORDER BY seq {order} LIMIT {}", query.limit);
+    // One row past the page tells whether there is more.
+    let end = format!("ORDER BY seq {order} LIMIT {}", bind((i64::from(query.limit) + 1).into()));
+    let alerts = format!("SELECT {COLUMNS} FROM alert WHERE");
+    // What has to be sorted first is sorted by number alone: a body is read when its row is stepped to.
+    let sorted = |numbers: String| format!("{alerts} seq IN ({numbers}) ORDER BY seq {order}");
     let sql = match leading {
-        None => format!("SELECT {COLUMNS} FROM alert WHERE {rest} {end}"),
+        None if by_time => sorted(format!("SELECT seq FROM alert WHERE {rest} {end}")),
+        None => format!("{alerts} {rest} {end}"),
         Some((column, values)) => {
             let distinct: std::collections::BTreeSet<&String> = values.iter().collect();
             let parts: Vec<String> = distinct
                 .into_iter()
-                .map(|value| {
-                    let place = bind(value.clone().into());
-                    format!("SELECT * FROM (SELECT {COLUMNS} FROM alert WHERE {column} = {place} AND {rest} {end})")
-                })
+                .map(|value| format!("{column} = {} AND {rest} {end}", bind(value.clone().into())))
                 .collect();
-            if parts.len() == 1 { parts.concat() } else { format!("{} {end}", parts.join(" UNION ALL ")) }
+            match parts.as_slice() {
+                [part] => format!("{alerts} {part}"),
+                _ => {
+                    let part = |part: &String| format!("SELECT * FROM (SELECT seq FROM alert WHERE {part})");
+                    sorted(format!("{} {end}", parts.iter().map(part).collect::<Vec<_>>().join(" UNION ALL ")))
+                }
+            }
         }
     };
     (sql, parameters)
@@ -298,7 +317,7 @@ mod tests {
                 for (from, to) in [(None, None), (time, None), (None, time), (time, time)] {
                     let [zone_ids, user_ids, statuses, camera_ids] = counts.map(values);
                     let filter = AlertFilter { zone_ids, user_ids, statuses, camera_ids };
-                    let query = AlertQuery { direction, limit: 10, filter, from, to };
+                    let query = AlertQuery { direction, limit: 10, max_bytes: 1 << 20, filter, from, to };
                     let plan = plan(&query);
                     let scans = plan.lines().filter(|step| step.contains("SCAN alert"));
                     assert_eq!(scans.count(), 0, "{query:?}\n{plan}");

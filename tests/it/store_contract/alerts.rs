@@ -25,6 +25,7 @@ on_both_engines!(
     dead_letters_are_kept_listed_and_resolved,
     the_log_is_read_in_both_directions_page_by_page,
     filters_are_alternatives_within_a_field_and_all_fields_must_match,
+    a_page_ends_at_its_limits_and_says_whether_there_is_more,
     a_window_of_time_has_its_beginning_and_not_its_end,
     concurrent_appends_leave_no_hole_and_no_double,
     a_batch_that_cannot_be_stored_leaves_nothing_and_hurts_nobody,
@@ -63,7 +64,7 @@ pub fn alerts_of(alerts: impl IntoIterator<Item = NewAlert>) -> AppendBatch {
 }
 
 fn query(direction: Direction, limit: u32) -> AlertQuery {
-    AlertQuery { direction, limit, filter: AlertFilter::default(), from: None, to: None }
+    AlertQuery { direction, limit, max_bytes: 1 << 20, filter: AlertFilter::default(), from: None, to: None }
 }
 
 fn advance(partition: i32, claim: PartitionClaim, next: i64) -> PartitionAdvance {
@@ -82,7 +83,7 @@ impl Store {
     }
 
     async fn list(&self, query: &AlertQuery) -> Vec<StoredAlert> {
-        self.alerts.list_alerts(query).await.expect("the log answers")
+        self.alerts.list_alerts(query).await.expect("the log answers").alerts
     }
 
     async fn seqs(&self, query: &AlertQuery) -> Vec<i64> {
@@ -281,6 +282,43 @@ async fn filters_are_alternatives_within_a_field_and_all_fields_must_match(datab
         asked.direction = Direction::Before(200);
         let page: Vec<i64> = expected.into_iter().filter(|seq| *seq < 200).take(7).collect();
         assert_eq!(store.seqs(&asked).await, page, "{filter:?}");
+    }
+}
+
+async fn a_page_ends_at_its_limits_and_says_whether_there_is_more(database: Database) {
+    let store = Store::open(&database).await;
+    let body = Bytes::from(format!("{{\"a\":\"{}\"}}", "é".repeat(496)));
+    assert_eq!(body.len(), 1000);
+    let alerts = [10, 20, 30, 40, 50].map(|time| {
+        let mut new = filed([if time == 30 { "1" } else { "2" }, "", "", ""], time);
+        new.alert.body = body.clone();
+        new
+    });
+    store.append(alerts_of(alerts)).await;
+    let zones = |zones: &[&str]| AlertFilter {
+        zone_ids: zones.iter().map(|zone| (*zone).to_owned()).collect(),
+        ..AlertFilter::default()
+    };
+    let window = Some(Timestamp::from_micros(0)).zip(Some(Timestamp::from_micros(99))).unzip();
+    for (filter, (from, to)) in [(zones(&[]), (None, None)), (zones(&[]), window), (zones(&["1", "2"]), (None, None))] {
+        for (limit, max_bytes, count) in [
+            (10, 5000, 5),
+            (5, 5000, 5),
+            (4, 5000, 4),
+            (10, 4999, 4),
+            (10, 2500, 2),
+            (1, 2500, 1),
+            (10, 1000, 1),
+            (10, 1, 1),
+        ] {
+            for direction in [Direction::After(0), Direction::Before(i64::MAX)] {
+                let asked = AlertQuery { filter: filter.clone(), from, to, max_bytes, ..query(direction, limit) };
+                let page = store.alerts.list_alerts(&asked).await.expect("the log answers");
+                assert_eq!((page.alerts.len(), page.is_cut), (count, count < 5), "{asked:?}");
+                let first = if direction == Direction::After(0) { 1 } else { 5 };
+                assert_eq!(page.alerts[0].seq, first, "{asked:?}");
+            }
+        }
     }
 }
 
