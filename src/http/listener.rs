@@ -19,11 +19,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tower::ServiceExt;
 
+use super::taken::Taken;
 use crate::config::ApiConfig;
 use crate::lifecycle::Lifecycle;
 use crate::telemetry::metrics::Metrics;
 
 const BACKLOG: i32 = 4096;
+/// What the kernel holds for a client that does not take it; left to itself that grows to megabytes for each,
+/// and nobody could tell for as long whether a client takes anything.
+const SEND_BUFFER_BYTES: usize = 256 * 1024;
 /// After a failed accept (no file descriptors, mostly): long enough for some to be given back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a connection that is over may still be read, so that the client is not reset before it has
@@ -39,6 +43,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     // A restarted service takes its port back while old connections linger.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -135,8 +140,9 @@ impl Connection {
         let progress = Arc::new(Progress::new());
         let router = self.router.clone();
         let seen = progress.clone();
-        let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+        let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
             seen.begin_request();
+            request.extensions_mut().insert(seen.taken.clone());
             let end = RequestEnd(seen.clone());
             let answering = router.clone().oneshot(request.map(Body::new));
             async move {
@@ -194,6 +200,7 @@ struct Progress {
     idle_since: AtomicU64,
     /// As `head_since`; zero: the client takes what it is sent.
     stuck_since: AtomicU64,
+    taken: Taken,
 }
 
 impl Progress {
@@ -205,6 +212,7 @@ impl Progress {
             head_since: AtomicU64::new(0),
             idle_since: AtomicU64::new(0),
             stuck_since: AtomicU64::new(0),
+            taken: Taken::default(),
         }
     }
 
@@ -220,7 +228,10 @@ impl Progress {
 
     fn saw_write(&self, polled: &Poll<io::Result<usize>>) {
         match polled {
-            Poll::Ready(_) => self.stuck_since.store(0, Ordering::Relaxed),
+            Poll::Ready(written) => {
+                self.stuck_since.store(0, Ordering::Relaxed);
+                self.taken.add(*written.as_ref().unwrap_or(&0));
+            }
             Poll::Pending if self.stuck_since.load(Ordering::Relaxed) == 0 => {
                 self.stuck_since.store(self.elapsed_ms() + 1, Ordering::Relaxed);
             }

@@ -7,6 +7,7 @@ mod listener;
 mod middleware;
 pub mod openapi;
 mod service;
+pub mod taken;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;

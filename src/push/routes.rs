@@ -32,8 +32,9 @@ impl Push {
         let mut query = Query::parse(query);
         let envelope = query.boolean("envelope", false);
         let mut after = query.find("after").is_some().then(|| query.integer("after", 0, 0..=i64::MAX));
-        if let Some(id) = last_event_id.and_then(|id| id.trim().parse().ok()).filter(|id| *id >= 0) {
-            after = Some(id);
+        if let Some(id) = last_event_id.map(str::trim).filter(|id| is_number(id)) {
+            // Digits that no seq can have are beyond every log.
+            after = Some(id.parse().unwrap_or(i64::MAX));
         }
         let filter = filter_of(&mut query);
         query.finish()?;
@@ -59,4 +60,8 @@ impl Push {
         let detail = format!("pages of {origin} may not listen here; add it to API_CORS_ORIGINS if they should");
         Err(ApiError::new(StatusCode::FORBIDDEN, "origin_not_allowed", detail))
     }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }

@@ -14,12 +14,16 @@ use tokio::sync::mpsc;
 use super::routes::Wanted;
 use super::{Present, Push};
 use crate::http::error::ApiError;
+use crate::http::taken::Taken;
 
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Events are copied together up to so much; a larger one is a frame of its own, without a copy.
+const FRAME_BYTES: usize = 64 * 1024;
 
 pub async fn connect(
     State(push): State<Push>,
     headers: HeaderMap,
+    taken: Taken,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
     push.check_origin(&headers)?;
@@ -28,7 +32,7 @@ pub async fn connect(
     push.check_position(&wanted).await??;
     let (sender, receiver) = mpsc::channel(1);
     let lifecycle = push.lifecycle.clone();
-    lifecycle.spawn_work(serve(push, wanted, sender));
+    lifecycle.spawn_work(serve(push, wanted, sender, taken));
     let frames = futures_util::stream::unfold(receiver, |mut receiver: mpsc::Receiver<Bytes>| async move {
         receiver.recv().await.map(|frame| (Ok::<_, Infallible>(frame), receiver))
     });
@@ -36,30 +40,76 @@ pub async fn connect(
     Ok((headers, [("x-accel-buffering", "no")], Body::from_stream(frames)).into_response())
 }
 
-async fn serve(push: Push, wanted: Wanted, sender: mpsc::Sender<Bytes>) {
+async fn serve(push: Push, wanted: Wanted, sender: mpsc::Sender<Bytes>, taken: Taken) {
     let present = Present::new(push.metrics.clone(), "sse");
     let mut alerts = pin!(push.stream(wanted.session));
     // The headers go out with the first bytes; a quiet log must not keep the client waiting for them.
-    let mut frame = Bytes::from_static(b": connected\n\n");
+    let mut frames = vec![Bytes::from_static(b": connected\n\n")];
     let reason = loop {
-        match tokio::time::timeout(push.write_deadline, sender.send(frame)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return,
-            Err(_) => break "slow",
+        let sending = async {
+            for frame in frames {
+                sender.send(frame).await?;
+            }
+            Ok::<_, mpsc::error::SendError<Bytes>>(())
+        };
+        tokio::select! {
+            biased;
+            () = push.lifecycle.draining().cancelled() => break "shutdown",
+            sent = taken.unless_stuck(push.write_deadline, sending) => match sent {
+                Some(Ok(())) => {}
+                Some(Err(_)) => return,
+                None => break "slow",
+            },
         }
-        frame = tokio::select! {
+        frames = tokio::select! {
             biased;
             () = push.lifecycle.draining().cancelled() => break "shutdown",
             () = sender.closed() => return,
             entries = alerts.next() => match entries {
                 Some(entries) => {
                     present.delivered(entries.len());
-                    entries.iter().flat_map(|entry| entry.event()).collect()
+                    frames_of(entries.iter().map(|entry| entry.event()))
                 }
                 None => break "log_replaced",
             },
-            () = tokio::time::sleep(KEEP_ALIVE) => Bytes::from_static(b": keep-alive\n\n"),
+            () = tokio::time::sleep(KEEP_ALIVE) => vec![Bytes::from_static(b": keep-alive\n\n")],
         };
     };
     push.metrics.push_closed.with_label_values(&[reason]).inc();
+}
+
+fn frames_of(events: impl Iterator<Item = Bytes>) -> Vec<Bytes> {
+    let mut frames = Vec::new();
+    let mut frame = Vec::new();
+    for event in events {
+        if frame.len() + event.len() > FRAME_BYTES && !frame.is_empty() {
+            frames.push(std::mem::take(&mut frame).into());
+        }
+        if event.len() > FRAME_BYTES {
+            frames.push(event);
+        } else {
+            frame.extend_from_slice(&event);
+        }
+    }
+    if !frame.is_empty() {
+        frames.push(frame.into());
+    }
+    frames
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_events_share_a_frame_and_large_ones_are_not_copied() {
+        let event = |bytes: usize| Bytes::from(vec![b'x'; bytes]);
+        let (small, half, large) = (event(10), event(FRAME_BYTES / 2), event(FRAME_BYTES + 1));
+        let events = [&small, &half, &half, &small, &large, &small];
+        let frames = frames_of(events.into_iter().cloned());
+        let sizes: Vec<usize> = frames.iter().map(Bytes::len).collect();
+        assert_eq!(sizes, [10 + FRAME_BYTES / 2, FRAME_BYTES / 2 + 10, FRAME_BYTES + 1, 10]);
+        assert_eq!(frames[2].as_ptr(), large.as_ptr());
+        assert!(frames_of(std::iter::empty()).is_empty());
+    }
 }

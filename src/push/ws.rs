@@ -9,13 +9,14 @@ use axum::extract::{RawQuery, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt, StreamExt};
-use tokio::time::{Instant, timeout};
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 
 use super::hub::Entry;
 use super::routes::Wanted;
 use super::{Present, Push};
 use crate::http::error::ApiError;
+use crate::http::taken::Taken;
 
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// Three pings unanswered: nobody is there.
@@ -26,8 +27,6 @@ const MAX_INBOUND_BYTES: usize = 64 * 1024;
 /// The library's own would be 128 KiB for each client.
 const READ_BUFFER_BYTES: usize = 4 * 1024;
 const WRITE_BUFFER_BYTES: usize = 16 * 1024;
-/// How much is written before a client has to have taken some of it.
-const MESSAGES_AT_ONCE: usize = 32;
 
 type Sink = SplitSink<WebSocket, Message>;
 
@@ -41,6 +40,7 @@ struct Farewell {
 pub async fn connect(
     State(push): State<Push>,
     headers: HeaderMap,
+    taken: Taken,
     RawQuery(query): RawQuery,
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
@@ -61,17 +61,17 @@ pub async fn connect(
         .write_buffer_size(WRITE_BUFFER_BYTES);
     Ok(upgrade.on_upgrade(|socket| async move {
         // The drain waits for streams to say goodbye.
-        if let Err(join) = lifecycle.spawn_work(serve(push, wanted, socket)).await {
+        if let Err(join) = lifecycle.spawn_work(serve(push, wanted, socket, taken)).await {
             tracing::error!(error = %join, "a WebSocket session ended badly");
         }
     }))
 }
 
-async fn serve(push: Push, wanted: Wanted, socket: WebSocket) {
+async fn serve(push: Push, wanted: Wanted, socket: WebSocket, taken: Taken) {
     let present = Present::new(push.metrics.clone(), "ws");
     let (mut sink, mut stream) = socket.split();
     let farewell = match push.check_position(&wanted).await {
-        Ok(Ok(())) => stream_alerts(&push, &present, wanted, &mut sink, &mut stream).await,
+        Ok(Ok(())) => stream_alerts(&push, &present, wanted, &mut sink, &mut stream, &taken).await,
         Ok(Err(_)) => Some(beyond_end()),
         Err(_) => {
             Some(Farewell { code: close_code::AGAIN, reason: "database_unavailable".to_owned(), label: "unavailable" })
@@ -97,9 +97,11 @@ async fn stream_alerts(
     wanted: Wanted,
     sink: &mut Sink,
     stream: &mut SplitStream<WebSocket>,
+    taken: &Taken,
 ) -> Option<Farewell> {
     let mut alerts = pin!(push.stream(wanted.session));
     let mut pings = tokio::time::interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard_at = Instant::now();
     let mut delivered = Delivered(wanted.after);
     loop {
@@ -111,10 +113,17 @@ async fn stream_alerts(
             _ = pings.tick() => Event::PingDue,
             entries = alerts.next() => Event::Alerts(entries),
         };
-        let (messages, newest) = match event {
+        // What came while something was written was not read yet.
+        let event = match event {
+            Event::PingDue if heard_at.elapsed() > DEAD_AFTER => {
+                stream.next().now_or_never().map_or(Event::Silence, Event::Heard)
+            }
+            event => event,
+        };
+        let messages: Vec<(Option<i64>, Message)> = match event {
             Event::Heard(Some(Ok(Message::Text(text)))) if text.trim() == "ping" => {
                 heard_at = Instant::now();
-                (vec![Message::Text("{\"type\":\"pong\"}".into())], None)
+                vec![(None, Message::Text("{\"type\":\"pong\"}".into()))]
             }
             Event::Heard(None | Some(Ok(Message::Close(_)))) => return None,
             Event::Heard(Some(Ok(_))) => {
@@ -126,22 +135,30 @@ async fn stream_alerts(
                 return is_too_large(&error)
                     .then(|| delivered.farewell(close_code::SIZE, "message too large", "protocol"));
             }
-            Event::PingDue if heard_at.elapsed() > DEAD_AFTER => {
-                return Some(delivered.farewell(close_code::AWAY, "no answer to pings", "dead"));
-            }
-            Event::PingDue => (vec![Message::Ping(axum::body::Bytes::new())], None),
+            Event::Silence => return Some(delivered.farewell(close_code::AWAY, "no answer to pings", "dead")),
+            Event::PingDue => vec![(None, Message::Ping(axum::body::Bytes::new()))],
             Event::Alerts(None) => return Some(beyond_end()),
             Event::Alerts(Some(entries)) => {
                 present.delivered(entries.len());
-                let message =
-                    |entry: &Arc<Entry>| Message::Text(if wanted.envelope { entry.envelope() } else { entry.text() });
-                (entries.iter().map(message).collect(), entries.last().map(|entry| entry.seq))
+                let text = |entry: &Arc<Entry>| if wanted.envelope { entry.envelope() } else { entry.text() };
+                entries.iter().map(|entry| (Some(entry.seq), Message::Text(text(entry)))).collect()
             }
         };
-        match write(sink, messages, push.write_deadline).await {
-            Written::All => delivered.0 = newest.or(delivered.0),
-            Written::Gone => return None,
-            Written::TooSlow => return Some(delivered.farewell(close_code::AGAIN, "too slow", "slow")),
+        let begun_at = Instant::now();
+        let written = tokio::select! {
+            written = taken.unless_stuck(push.write_deadline, write(sink, messages, &mut delivered)) => written,
+            () = push.lifecycle.draining().cancelled() => {
+                return Some(delivered.farewell(close_code::AWAY, "shutdown", "shutdown"));
+            }
+        };
+        match written {
+            Some(Ok(())) => {}
+            Some(Err(_)) => return None,
+            None => return Some(delivered.farewell(close_code::AGAIN, "too slow", "slow")),
+        }
+        // It took all of that, and was sent no ping meanwhile.
+        if begun_at.elapsed() > PING_INTERVAL {
+            heard_at = Instant::now();
         }
     }
 }
@@ -149,10 +166,13 @@ async fn stream_alerts(
 enum Event {
     Heard(Option<Result<Message, axum::Error>>),
     PingDue,
+    /// Pings were due for long, and nothing is there to be read.
+    Silence,
     Alerts(Option<Vec<Arc<Entry>>>),
 }
 
-/// The last alert that the client certainly has: where it resumes.
+/// The last alert that was handed to the connection, ahead of our farewell: who reads that has it, and
+/// resumes there.
 struct Delivered(Option<i64>);
 
 impl Delivered {
@@ -166,31 +186,17 @@ fn beyond_end() -> Farewell {
     Farewell { code: close_code::POLICY, reason: "seq_beyond_end".to_owned(), label: "protocol" }
 }
 
-enum Written {
-    All,
-    Gone,
-    TooSlow,
-}
-
-/// Some messages at a time, so that a client that takes any of them is not called slow; one flush.
-async fn write(sink: &mut Sink, messages: Vec<Message>, deadline: Duration) -> Written {
-    let mut messages = messages.into_iter().peekable();
-    while messages.peek().is_some() {
-        let piece: Vec<Message> = messages.by_ref().take(MESSAGES_AT_ONCE).collect();
-        let is_last = messages.peek().is_none();
-        let writing = async {
-            for message in piece {
-                sink.feed(message).await?;
-            }
-            if is_last { sink.flush().await } else { Ok(()) }
-        };
-        match timeout(deadline, writing).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Written::Gone,
-            Err(_) => return Written::TooSlow,
-        }
+/// One flush for all of them.
+async fn write(
+    sink: &mut Sink,
+    messages: Vec<(Option<i64>, Message)>,
+    delivered: &mut Delivered,
+) -> Result<(), axum::Error> {
+    for (seq, message) in messages {
+        sink.feed(message).await?;
+        delivered.0 = seq.or(delivered.0);
     }
-    Written::All
+    sink.flush().await
 }
 
 /// The library tells it in words alone.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
@@ -181,6 +182,12 @@ async fn server_sent_events_carry_the_same_and_resume_by_their_id(database: Data
     assert_eq!(resumed.next().await.0, "151", "Last-Event-ID beats after");
     let mut resumed = Events::open(&app, "/alerts/stream?after=5", None).await;
     assert_eq!(resumed.next().await.0, "6");
+    let mut resumed = Events::open(&app, "/alerts/stream?after=5", Some("not ours")).await;
+    assert_eq!(resumed.next().await.0, "6");
+    for beyond in ["200", "99999999999999999999"] {
+        let request = app.client().get(app.url("/alerts/stream")).header("last-event-id", beyond);
+        assert_eq!(Answer::of(request).await.expect(422)["code"], "seq_beyond_end", "{beyond}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -260,6 +267,93 @@ async fn a_client_that_takes_nothing_is_cut_and_one_that_is_behind_catches_up() 
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(PATIENCE, frozen.read_to_end(&mut rest)).await;
     ended.expect("the connection is closed").ok();
+}
+
+/// A connection whose own buffers hold little.
+async fn connect(app: &TestApp) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(32 * 1024).expect("a small buffer");
+    socket.connect(app.address().parse().expect("an address")).await.expect("connected")
+}
+
+async fn ask(app: &TestApp, path: &str, headers: &str) -> TcpStream {
+    let mut stream = connect(app).await;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n{headers}\r\n", app.address());
+    stream.write_all(request.as_bytes()).await.expect("the request goes out");
+    stream
+}
+
+const UPGRADE: &str = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+                       sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
+
+async fn post_large(app: &TestApp, count: usize) {
+    let filler = "x".repeat(1_000_000);
+    for _ in 0..count {
+        app.post("/alerts", json!({ "filler": filler })).await.expect(200);
+    }
+}
+
+fn cut_as_slow(app: &TestApp) -> u64 {
+    app.state.metrics.push_closed.with_label_values(&["slow"]).get()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_takes_a_little_all_the_time_is_not_cut() {
+    let database = Database::sqlite();
+    let app = TestApp::start_ready(&database, &[("ALERTS_WRITE_DEADLINE_SECONDS", "1")]).await;
+    post_large(&app, 4).await;
+    let dripping = async |mut stream: TcpStream| {
+        let (mut taken, mut buffer) = (0, vec![0; 64 * 1024]);
+        // One alert alone takes longer than the deadline.
+        while taken < 4_000_000 {
+            let read = tokio::time::timeout(PATIENCE, stream.read(&mut buffer)).await.expect("more comes");
+            let read = read.ok().filter(|read| *read > 0).unwrap_or_else(|| panic!("cut after {taken} bytes")) as u64;
+            taken += read;
+            // Its pace: about 640 KB a second, however little a read gives.
+            tokio::time::sleep(Duration::from_micros(100_000 * read / (64 * 1024))).await;
+        }
+    };
+    let web_socket = ask(&app, "/ws/alerts?after=0", UPGRADE).await;
+    let events = ask(&app, "/alerts/stream?after=0", "").await;
+    tokio::join!(dripping(web_socket), dripping(events));
+    assert_eq!(cut_as_slow(&app), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_reads_again_after_it_was_cut_is_told_where_to_resume() {
+    let database = Database::sqlite();
+    let app = TestApp::start_ready(&database, &[("ALERTS_WRITE_DEADLINE_SECONDS", "1")]).await;
+    post_large(&app, 6).await;
+    let stream = connect(&app).await;
+    let url = format!("ws://{}/ws/alerts?after=0", app.address());
+    let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.expect("the WebSocket opens");
+    eventually("it is cut", async || cut_as_slow(&app) == 1).await;
+    let mut count = 0;
+    let frame = loop {
+        let next = tokio::time::timeout(PATIENCE, socket.next()).await.expect("in time");
+        match next.expect("a farewell comes first").expect("the socket works") {
+            Message::Text(_) => count += 1,
+            Message::Close(Some(frame)) => break frame,
+            other => panic!("expected alerts and a close, got {other:?}"),
+        }
+    };
+    assert!((1..6).contains(&count), "{count}");
+    assert_eq!((u16::from(frame.code), frame.reason.to_string()), (1013, format!("too slow; last seq {count}")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_stream_that_takes_nothing_ends() {
+    let database = Database::sqlite();
+    let app = TestApp::start_ready(&database, &[("ALERTS_WRITE_DEADLINE_SECONDS", "1")]).await;
+    post_large(&app, 6).await;
+    let mut stream = ask(&app, "/alerts/stream?after=0", "connection: close\r\n").await;
+    eventually("it is cut", async || cut_as_slow(&app) == 1).await;
+    assert_eq!(app.state.metrics.push_clients.with_label_values(&["sse"]).get(), 0);
+    // What it was sent before is whole, and it knows that there is no more.
+    let mut taken = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut taken)).await;
+    ended.expect("the stream ends").expect("without a reset");
+    assert!(taken.len() < 6_000_000 && taken.ends_with(b"\r\n0\r\n\r\n"), "{} bytes", taken.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
