@@ -196,7 +196,7 @@ struct Progress {
     had_request: AtomicBool,
     /// Milliseconds after `opened_at`, plus one; zero: no byte of a next request yet.
     head_since: AtomicU64,
-    /// The end of the last request.
+    /// The end of the last request, or of the last write.
     idle_since: AtomicU64,
     /// As `head_since`; zero: the client takes what it is sent.
     stuck_since: AtomicU64,
@@ -230,6 +230,7 @@ impl Progress {
         match polled {
             Poll::Ready(written) => {
                 self.stuck_since.store(0, Ordering::Relaxed);
+                self.idle_since.store(self.elapsed_ms(), Ordering::Relaxed);
                 self.taken.add(*written.as_ref().unwrap_or(&0));
             }
             Poll::Pending if self.stuck_since.load(Ordering::Relaxed) == 0 => {
@@ -249,8 +250,9 @@ impl Progress {
         let now = self.elapsed_ms();
         let is_over = |since: u64, limit: Duration| u128::from(now.saturating_sub(since)) > limit.as_millis();
         let stuck_since = self.stuck_since.load(Ordering::Relaxed);
-        if stuck_since > 0 && is_over(stuck_since - 1, config.body_timeout) {
-            return Some("answer");
+        // Who is still to take an answer is not idle, even when the answer was handed out whole.
+        if stuck_since > 0 {
+            return is_over(stuck_since - 1, config.body_timeout).then_some("answer");
         }
         if self.in_request.load(Ordering::Relaxed) {
             return None;
