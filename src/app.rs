@@ -54,6 +54,7 @@ impl App {
             log.clone(),
             directory.clone(),
             doorbell.clone(),
+            config.database.operation_timeout,
             &lifecycle,
             metrics.clone(),
             health.clone(),

@@ -1,10 +1,12 @@
 //! The one way in: Kafka and HTTP both end here. Forms batches by itself: while one append runs, the
-//! next fills. Fills missing names from the directory. Knows neither Kafka nor HTTP.
+//! next fills. Bounds what waits, in bytes. Fills missing names from the directory. Knows neither Kafka
+//! nor HTTP.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::doorbell::Doorbell;
@@ -21,17 +23,32 @@ const QUEUED_BATCHES: usize = 1024;
 /// One append takes at most so much, unless one caller's batch alone is larger.
 const MAX_ALERTS: usize = 2_000;
 const MAX_BYTES: usize = 8 * 1024 * 1024;
+/// What may wait all in all; a single batch that is larger waits alone.
+const WAITING_BYTES: u32 = 64 * 1024 * 1024;
+/// What an alert takes besides its body, about.
+const BYTES_PER_ALERT: usize = 512;
+/// How long an append waits for the newest names; then those at hand have to do.
+const NAMES_PATIENCE: Duration = Duration::from_millis(250);
 
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Ingest {
     queue: mpsc::Sender<Request>,
     appender: Arc<Appender>,
+    room: Arc<Semaphore>,
 }
 
 struct Request {
     batch: AppendBatch,
     answer: Answer,
+    place: Place,
+}
+
+/// What a batch has while it waits.
+struct Place {
+    _room: OwnedSemaphorePermit,
+    /// After that nobody waits for the answer.
+    due: Option<Instant>,
 }
 
 type Answer = oneshot::Sender<Result<Appended, Box<Unstored>>>;
@@ -40,23 +57,26 @@ type Answer = oneshot::Sender<Result<Appended, Box<Unstored>>>;
 #[derive(Debug)]
 pub struct Unstored {
     pub error: AppendError,
-    /// The batch as it was handed in, for another attempt; `None` when the service ended under it.
+    /// The batch as it was handed in, for another attempt; `None` when the service ended under it, or its
+    /// time was over.
     pub batch: Option<AppendBatch>,
 }
 
 impl Ingest {
+    /// `limit`: for callers who do not wait for ever.
     pub fn start(
         log: Arc<dyn AlertLog>,
         directory: Directory,
         doorbell: Doorbell,
+        limit: Duration,
         lifecycle: &Lifecycle,
         metrics: Arc<Metrics>,
         health: HealthBoard,
     ) -> Self {
         let (queue, requests) = mpsc::channel(QUEUED_BATCHES);
-        let appender = Arc::new(Appender { log, directory, doorbell, metrics, health });
+        let appender = Arc::new(Appender { limit, log, directory, doorbell, metrics, health });
         lifecycle.spawn_service("alert ingest", appender.clone().run(requests, lifecycle.closing().clone()));
-        Self { queue, appender }
+        Self { queue, appender, room: Arc::new(Semaphore::new(WAITING_BYTES as usize)) }
     }
 
     /// Answers after the commit. Several callers' batches may share one append; an error concerns the
@@ -65,11 +85,33 @@ impl Ingest {
         self.accept_or_return(batch).await.map_err(|unstored| unstored.error)
     }
 
-    /// As [`Self::accept`], for callers that try again: a batch that was not stored comes back.
+    /// As [`Self::accept`], for callers that try again: a batch that was not stored comes back. Waits for room.
     pub async fn accept_or_return(&self, batch: AppendBatch) -> Result<Appended, Box<Unstored>> {
+        let (alerts, bytes) = size(&batch);
+        match self.room.clone().acquire_many_owned(weight(alerts, bytes)).await {
+            Ok(room) => self.hand_in(batch, Place { _room: room, due: None }).await,
+            Err(_) => Err(Box::new(Unstored { error: stopping(), batch: Some(batch) })),
+        }
+    }
+
+    /// As [`Self::accept`], for callers that somebody waits for: answers within the limit from now on, and
+    /// at once where too much waits already. `bytes`: what the batch keeps in memory.
+    pub async fn accept_in_time(&self, batch: AppendBatch, bytes: usize) -> Result<Appended, AppendError> {
+        let due = Instant::now() + self.appender.limit;
+        let room = self.room.clone().try_acquire_many_owned(weight(batch.alerts.len(), bytes)).map_err(|_| {
+            let detail = format!("{} MiB of alerts wait to be stored already", WAITING_BYTES / 1024 / 1024);
+            StoreError::unavailable_because("database", detail)
+        })?;
+        let handing_in = self.hand_in(batch, Place { _room: room, due: Some(due) });
+        match timeout_at(due, handing_in).await {
+            Ok(outcome) => outcome.map_err(|unstored| unstored.error),
+            Err(_) => Err(self.appender.too_late().into()),
+        }
+    }
+
+    async fn hand_in(&self, batch: AppendBatch, place: Place) -> Result<Appended, Box<Unstored>> {
         let (answer, answered) = oneshot::channel();
-        let stopping = || AppendError::Store(StoreError::unavailable_because("alert log", "the service is stopping"));
-        if let Err(mpsc::error::SendError(request)) = self.queue.send(Request { batch, answer }).await {
+        if let Err(mpsc::error::SendError(request)) = self.queue.send(Request { batch, answer, place }).await {
             return Err(Box::new(Unstored { error: stopping(), batch: Some(request.batch) }));
         }
         answered.await.unwrap_or_else(|_| Err(Box::new(Unstored { error: stopping(), batch: None })))
@@ -77,7 +119,7 @@ impl Ingest {
 
     /// Appends what a dead letter turned out to be, and removes the letter; answers as the log does.
     pub async fn accept_dead_letter(&self, id: i64, mut new: NewAlert) -> Result<Option<Option<i64>>, StoreError> {
-        self.appender.fill_names(std::slice::from_mut(&mut new));
+        self.appender.fill_names(std::slice::from_mut(&mut new)).await;
         let resolved = self.appender.log.resolve_dead_letter(id, &new).await?;
         if matches!(resolved, Some(Some(_))) {
             self.appender.doorbell.announce();
@@ -86,7 +128,12 @@ impl Ingest {
     }
 }
 
+fn stopping() -> AppendError {
+    StoreError::unavailable_because("alert log", "the service is stopping").into()
+}
+
 struct Appender {
+    limit: Duration,
     log: Arc<dyn AlertLog>,
     directory: Directory,
     doorbell: Doorbell,
@@ -114,11 +161,13 @@ impl Appender {
                     () = closing.cancelled() => return Ok(()),
                 },
             };
+            let Some(first) = self.unless_late(first) else { continue };
             let (mut alerts, mut bytes) = size(&first.batch);
             let mut group = Group::default();
             group.push(first);
             // What came while the last append ran goes into this one.
             while let Ok(request) = requests.try_recv() {
+                let Some(request) = self.unless_late(request) else { continue };
                 let (more_alerts, more_bytes) = size(&request.batch);
                 if alerts + more_alerts > MAX_ALERTS
                     || bytes + more_bytes > MAX_BYTES
@@ -137,8 +186,22 @@ impl Appender {
         }
     }
 
+    /// Who was told that it took too long is not tried for, so that a queue behind an outage is gone at once.
+    fn unless_late(&self, request: Request) -> Option<Request> {
+        if request.place.due.is_none_or(|due| Instant::now() < due) {
+            return Some(request);
+        }
+        tell(request.answer, Err(Box::new(Unstored { error: self.too_late().into(), batch: None })));
+        None
+    }
+
+    fn too_late(&self) -> StoreError {
+        let limit_ms = u64::try_from(self.limit.as_millis()).unwrap_or(u64::MAX);
+        StoreError::Deadline { dependency: "database", operation: "append_alerts", limit_ms }
+    }
+
     async fn append(&self, mut group: Group) {
-        self.fill_names(&mut group.together.alerts);
+        self.fill_names(&mut group.together.alerts).await;
         // Ends: each round answers someone.
         while !group.shares.is_empty() {
             match self.append_batch(&group.together).await {
@@ -193,14 +256,26 @@ impl Appender {
     }
 
     /// Only the stored columns; the object stays as it came.
-    fn fill_names(&self, alerts: &mut [NewAlert]) {
-        let Some(snapshot) = self.directory.find_latest() else { return };
-        for new in alerts.iter_mut().filter(|new| new.alert.user_name.is_none()) {
-            let global_id = new.alert.columns.user_id.as_deref().and_then(|text| text.parse::<i64>().ok());
-            let user = global_id.and_then(|global_id| snapshot.find_user_by_global_id(global_id));
-            new.alert.user_name = user.map(|user| user.name.to_string());
+    async fn fill_names(&self, alerts: &mut [NewAlert]) {
+        let mut nameless: Vec<_> = alerts.iter_mut().filter_map(|new| Some((find_nameless(new)?, new))).collect();
+        if nameless.is_empty() {
+            return;
+        }
+        let snapshot = match timeout(NAMES_PATIENCE, self.directory.read()).await {
+            Ok(Ok(view)) => Some(view.snapshot),
+            Ok(Err(_)) | Err(_) => self.directory.find_latest(),
+        };
+        let Some(snapshot) = snapshot else { return };
+        for (global_id, new) in &mut nameless {
+            new.alert.user_name = snapshot.find_user_by_global_id(*global_id).map(|user| user.name.to_string());
         }
     }
+}
+
+/// Whose name an alert should have and has not.
+fn find_nameless(new: &NewAlert) -> Option<i64> {
+    let user_id = new.alert.columns.user_id.as_deref().filter(|_| new.alert.user_name.is_none())?;
+    user_id.parse().ok()
 }
 
 /// Batches of several callers, one behind the other, that go into one append.
@@ -216,15 +291,17 @@ struct Share {
     dead_letters: usize,
     advances: usize,
     answer: Answer,
+    place: Place,
 }
 
 impl Group {
-    fn push(&mut self, Request { batch, answer }: Request) {
+    fn push(&mut self, Request { batch, answer, place }: Request) {
         self.shares.push(Share {
             alerts: batch.alerts.len(),
             dead_letters: batch.dead_letters.len(),
             advances: batch.advances.len(),
             answer,
+            place,
         });
         if self.shares.len() == 1 {
             self.together = batch;
@@ -255,10 +332,10 @@ impl Group {
         let is_void = |advance: &&PartitionAdvance| void.iter().any(|void| is_same_partition(void, advance));
         let is_nobodys = !self.together.advances.iter().any(|advance| is_void(&advance));
         let mut rest = Self::default();
-        for Request { batch, answer } in self.into_requests() {
+        for Request { batch, answer, place } in self.into_requests() {
             let own: Vec<_> = batch.advances.iter().filter(is_void).cloned().collect();
             if own.is_empty() && !is_nobodys {
-                rest.push(Request { batch, answer });
+                rest.push(Request { batch, answer, place });
             } else {
                 tell(answer, Err(Box::new(Unstored { error: AppendError::Fenced(own), batch: Some(batch) })));
             }
@@ -267,7 +344,7 @@ impl Group {
     }
 
     fn answer_failed(self, error: &StoreError) {
-        for Request { batch, answer } in self.into_requests() {
+        for Request { batch, answer, .. } in self.into_requests() {
             let unstored = Unstored { error: AppendError::Store(error.repeat()), batch: Some(batch) };
             tell(answer, Err(Box::new(unstored)));
         }
@@ -284,6 +361,7 @@ impl Group {
                 advances: advances.by_ref().take(share.advances).collect(),
             },
             answer: share.answer,
+            place: share.place,
         })
     }
 }
@@ -291,6 +369,11 @@ impl Group {
 fn size(batch: &AppendBatch) -> (usize, usize) {
     let letters: usize = batch.dead_letters.iter().map(|letter| letter.raw.len()).sum();
     (batch.alerts.len(), batch.alerts.iter().map(|new| new.alert.body.len()).sum::<usize>() + letters)
+}
+
+/// In the bytes that may wait.
+fn weight(alerts: usize, bytes: usize) -> u32 {
+    u32::try_from(bytes + alerts * BYTES_PER_ALERT).unwrap_or(WAITING_BYTES).min(WAITING_BYTES)
 }
 
 fn is_same_partition(one: &PartitionAdvance, other: &PartitionAdvance) -> bool {

@@ -167,7 +167,7 @@ async fn accept_alerts(State(alerts): State<Alerts>, body: Bytes) -> Result<Resp
     }
     let (mut accepted, mut duplicates) = (0, 0);
     if !batch.alerts.is_empty() {
-        let appended = alerts.ingest.accept(batch).await.map_err(append_error)?;
+        let appended = alerts.ingest.accept_in_time(batch, body.len()).await.map_err(append_error)?;
         accepted = appended.seqs.iter().flatten().count();
         duplicates = appended.seqs.len() - accepted;
     }

@@ -25,6 +25,7 @@ on_both_engines!(
     odd_queries_are_refused_or_find_nothing,
     a_position_beyond_the_end_is_another_log,
     the_newest_come_oldest_first,
+    a_page_of_large_alerts_ends_early_and_is_continued,
     rejected_messages_are_listed_in_pages,
     a_rejected_message_is_retried,
     a_missing_name_is_filled_in_the_column_only,
@@ -325,6 +326,22 @@ async fn the_newest_come_oldest_first(database: Database) {
     assert_eq!(shown("?limit=1000").await, (1..=60).collect::<Vec<_>>());
 }
 
+async fn a_page_of_large_alerts_ends_early_and_is_continued(database: Database) {
+    let app = start(&database).await;
+    let filler = "x".repeat(1_000_000);
+    for _ in 0..2 {
+        app.post("/alerts", json!(vec![json!({ "filler": filler }); 10])).await.expect(200);
+    }
+    // 16 MiB of alerts are in an answer.
+    let first = list(&app, "?limit=1000&after=0").await;
+    assert_eq!((seqs(&first), &first["next"]), ((1..=16).collect(), &json!(16)));
+    let rest = list(&app, "?limit=1000&after=16").await;
+    assert_eq!((seqs(&rest), &rest["next"]), ((17..=20).collect(), &Value::Null));
+    let newest = list(&app, "?limit=1000").await;
+    assert_eq!((seqs(&newest), &newest["next"]), ((5..=20).rev().collect(), &json!(5)));
+    assert_eq!(app.get("/messages/recent?limit=1000").await.expect(200)["count"], 16);
+}
+
 async fn put_aside(app: &TestApp, letters: &[&[u8]]) {
     let dead_letters = letters.iter().zip(10..).map(|(raw, offset)| NewDeadLetter {
         topic: Arc::from("person_reid_alerts"),
@@ -372,7 +389,6 @@ async fn rejected_messages_are_listed_in_pages(database: Database) {
 async fn a_rejected_message_is_retried(database: Database) {
     let app = start(&database).await;
     app.post("/users", json!({"global_id": 5, "name": "Ann"})).await.expect(200);
-    app.get("/users").await.expect(200);
     put_aside(&app, &[b"NaN", br#"{"user_id":5, "event_id":"e"}"#, br#"{"event_id":"e"}"#]).await;
     let page = app.get("/alerts/rejected").await.expect(200);
     let ids: Vec<Value> = page["rejected"].as_array().expect("a list").iter().map(|item| item["id"].clone()).collect();
@@ -397,16 +413,21 @@ async fn a_rejected_message_is_retried(database: Database) {
 }
 
 async fn stored_names(app: &TestApp) -> Vec<Option<String>> {
-    let query =
-        AlertQuery { direction: Direction::After(0), limit: 100, filter: AlertFilter::default(), from: None, to: None };
-    let alerts = app.state.log.list_alerts(&query).await.expect("the log can be read");
+    let query = AlertQuery {
+        direction: Direction::After(0),
+        limit: 100,
+        max_bytes: 1 << 20,
+        filter: AlertFilter::default(),
+        from: None,
+        to: None,
+    };
+    let alerts = app.state.log.list_alerts(&query).await.expect("the log can be read").alerts;
     alerts.into_iter().map(|alert| alert.user_name).collect()
 }
 
 async fn a_missing_name_is_filled_in_the_column_only(database: Database) {
     let app = start(&database).await;
     app.post("/users", json!({"global_id": 5, "name": "Ann"})).await.expect(200);
-    app.get("/users").await.expect(200);
     let texts = [
         r#"{"user_id":5}"#,
         r#"{"user_id":"5","user_name":null}"#,

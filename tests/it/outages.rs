@@ -69,6 +69,39 @@ async fn a_frozen_database_costs_a_503_in_time_and_heals_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn alerts_that_cannot_be_stored_are_answered_in_time_and_do_not_pile_up() {
+    let database = require_backend!(Database::postgres().await);
+    let limit = Duration::from_secs(2);
+    let (app, proxy) = start_behind_proxy(&database, &[("DATABASE_OPERATION_TIMEOUT_SECONDS", "2")]).await;
+    app.post("/alerts", json!({})).await.expect(200);
+    proxy.set(Network::Frozen);
+    // Each comes while the one before is being tried.
+    let single = async |number: u32| {
+        tokio::time::sleep(limit.mul_f64(0.4) * number).await;
+        let begun_at = Instant::now();
+        assert_unavailable(&app.post("/alerts", json!({ "number": number })).await);
+        assert!(begun_at.elapsed() < limit.mul_f64(1.4), "{number}: {:?}", begun_at.elapsed());
+    };
+    futures_util::future::join_all((0..4).map(single)).await;
+
+    let large = format!("[{}]", vec![format!("{{\"a\":\"{}\"}}", "x".repeat(1_000_000)); 15].join(","));
+    let posting = (0..8).map(|_| async {
+        let begun_at = Instant::now();
+        let request = app.client().post(app.url("/alerts")).header("content-type", "application/json");
+        let answer = Answer::of(request.body(large.clone())).await;
+        assert_unavailable(&answer);
+        (answer.json()["code"] == "database_unavailable", begun_at.elapsed())
+    });
+    let answers = futures_util::future::join_all(posting).await;
+    // 64 MiB may wait: four of these. There is no point in waiting for the others.
+    let refused = answers.iter().filter(|(is_refused, _)| *is_refused).count();
+    assert!(refused >= 4, "{answers:?}");
+
+    proxy.set(Network::Works);
+    eventually("alerts are stored again", async || app.post("/alerts", json!({})).await.status == 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_died_silently_are_thrown_away() {
     let database = require_backend!(Database::postgres().await);
     let (app, proxy) = start_behind_proxy(&database, &[]).await;
