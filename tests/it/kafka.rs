@@ -2,6 +2,7 @@
 //! group. The client library's mock cluster speaks the protocol over TCP; what it cannot do is done with
 //! an Apache Kafka.
 
+mod across;
 mod processes;
 
 use std::collections::BTreeMap;
