@@ -124,7 +124,8 @@ async fn survive_kills(is_named: bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_instance_that_wakes_up_after_it_was_replaced_doubles_nothing() {
     let site = require_backend!(Site::find().await);
-    let mut fleet = site.start(3, &[], false).await;
+    // What is under way when the freeze comes is not over when it ends.
+    let mut fleet = site.start(3, &[("DATABASE_OPERATION_TIMEOUT_SECONDS", "30")], false).await;
     until_each_takes_part(&fleet).await;
     let store = Store::open(&site.database).await;
     let load = site.load(&Plan { messages_per_second: 2_000, posters: 1, screens: 4 }, &fleet);
@@ -191,14 +192,18 @@ async fn a_broker_that_is_killed_and_started_again_costs_no_alert() {
 }
 
 /// Nothing here asks the clock for an order: numbers are given under the log's lock, epochs and offsets are
-/// counted, intervals are monotonic time. Debian's `faketime` steps the clock of one instance.
+/// counted, intervals are monotonic time. Debian's `faketime` steps the clock of the instances.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_is_stepped_changes_nothing() {
     let library = require_backend!(find_faketime());
     let site = require_backend!(Site::find().await);
     let directory = tempfile::tempdir().expect("a temporary directory");
     let clock = directory.path().join("clock");
-    let step = |offset: &str| std::fs::write(&clock, format!("{offset}\n")).expect("the clock is set");
+    let step = |offset: &str| {
+        let fresh = directory.path().join("fresh");
+        std::fs::write(&fresh, format!("{offset}\n")).expect("written");
+        std::fs::rename(&fresh, &clock).expect("the clock is set");
+    };
     step("+0");
     let settings = [
         ("LD_PRELOAD", library.as_str()),
@@ -214,6 +219,7 @@ async fn a_clock_that_is_stepped_changes_nothing() {
         println!("the clock is at {offset}");
         let before = store.stored().await;
         until("alerts flow", async || store.stored().await > before + 200).await;
+        fleet.assert_all_run().await;
     }
     let now = store.newest_age().await;
     assert!(now < Duration::from_secs(60), "alerts are stamped by the database: {now:?}");

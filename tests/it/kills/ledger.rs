@@ -131,8 +131,8 @@ pub fn check_screen(screening: &Screening, log: &[Line]) -> Vec<Flaw> {
     flaws
 }
 
-/// A log of one lane with these numbers, for the tests of whoever checks one.
-pub fn log_of(numbers: &[i64]) -> Vec<Line> {
+/// A log of one lane with these numbers.
+fn log_of(numbers: &[i64]) -> Vec<Line> {
     (1..).zip(numbers).map(|(seq, number)| Line { seq, lane: "a".to_owned(), number: *number }).collect()
 }
 

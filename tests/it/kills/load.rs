@@ -274,7 +274,7 @@ async fn watch(living: Living, mut after: Option<i64>, seen: Arc<Mutex<Vec<Line>
     }
 }
 
-fn line(seq: i64, alert: &Value) -> Line {
+pub fn line(seq: i64, alert: &Value) -> Line {
     let (lane, number) = (alert["lane"].as_str().expect("a lane"), alert["number"].as_i64().expect("a number"));
     Line { seq, lane: lane.to_owned(), number }
 }
