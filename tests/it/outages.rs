@@ -309,3 +309,21 @@ async fn an_audit_of_a_healthy_directory_finds_nothing() {
     }
     assert_eq!(app.state.metrics.directory_audit_differences.get(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_a_constraint_refuses_costs_its_neighbours_nothing() {
+    let database = require_backend!(Database::postgres().await);
+    let app = TestApp::start_ready(&database, &[]).await;
+    database.execute(r#"ALTER TABLE "user" ADD CHECK (global_id <> 17)"#).await;
+    // Together and twice each: they end up in a few groups.
+    let creating = (0..100_i64).map(|number| create_user(&app, number / 2));
+    let mut statuses = std::collections::BTreeMap::<i64, Vec<u16>>::new();
+    for (number, answer) in (0_i64..).zip(futures_util::future::join_all(creating).await) {
+        statuses.entry(number / 2).or_default().push(answer.status.as_u16());
+    }
+    for (global_id, mut both) in statuses {
+        both.sort_unstable();
+        assert_eq!(both, if global_id == 17 { [503, 503] } else { [200, 400] }, "global_id {global_id}");
+    }
+    assert_eq!(app.get("/users-dict").await.expect(200).as_object().map(serde_json::Map::len), Some(49));
+}

@@ -48,7 +48,7 @@ pub fn start(
         Keeper { url: url.clone(), pool: pool.clone(), obstacle, health, closing: lifecycle.closing().clone() };
     lifecycle.spawn_service("database", keeper.run());
     Ok(Storage {
-        directory: Arc::new(directory::PostgresDirectory::new(pool.clone(), endpoint, limit)),
+        directory: Arc::new(directory::PostgresDirectory::start(pool.clone(), endpoint, limit, lifecycle)),
         alerts: Arc::new(alerts::PostgresAlertLog::new(pool)),
     })
 }
