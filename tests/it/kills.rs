@@ -103,6 +103,7 @@ async fn instances_with_a_name_in_the_group_that_are_killed_at_random_lose_nothi
 async fn survive_kills(is_named: bool) {
     let site = require_backend!(Site::find().await);
     let mut fleet = site.start(3, &[], is_named).await;
+    until_each_takes_part(&fleet).await;
     let store = Store::open(&site.database).await;
     let load = site.load(&Plan { messages_per_second: 2_000, posters: 2, screens: 4 }, &fleet);
     until("alerts flow", async || store.stored().await > 1_000).await;
