@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use futures_util::future::try_join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Barrier;
 
 /// What an answer may take before the run is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -178,14 +179,15 @@ fn threads() -> usize {
 pub async fn run(load: Load) -> anyhow::Result<Measured> {
     let threads = threads().min(load.connections);
     let counter = Arc::new(AtomicU64::new(0));
-    let begun_at = Instant::now();
+    // Connecting is no part of what is measured.
+    let begin = Arc::new(Barrier::new(load.connections));
     let parts = (0..threads).map(|thread| {
         let share = load.connections / threads + usize::from(thread < load.connections % threads);
-        let (load, counter) = (load.clone(), counter.clone());
+        let (load, counter, begin) = (load.clone(), counter.clone(), begin.clone());
         tokio::task::spawn_blocking(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let asking = try_join_all((0..share).map(|_| ask(&load, &counter)));
+                let asking = try_join_all((0..share).map(|_| ask(&load, &counter, &begin)));
                 tokio::time::timeout(load.duration + PATIENCE, asking).await.context("the server does not answer")?
             })
         })
@@ -193,8 +195,8 @@ pub async fn run(load: Load) -> anyhow::Result<Measured> {
     let mut latencies = Vec::new();
     let mut seconds = 0_f64;
     for part in try_join_all(parts).await? {
-        for (ended_at, part) in part? {
-            seconds = seconds.max((ended_at - begun_at).as_secs_f64());
+        for (duration, part) in part? {
+            seconds = seconds.max(duration.as_secs_f64());
             latencies.extend(part);
         }
     }
@@ -202,11 +204,14 @@ pub async fn run(load: Load) -> anyhow::Result<Measured> {
     Ok(Measured { seconds, latencies })
 }
 
-async fn ask(load: &Load, counter: &AtomicU64) -> anyhow::Result<(Instant, Vec<u32>)> {
+/// One connection's part: how long it took and every latency.
+async fn ask(load: &Load, counter: &AtomicU64, begin: &Barrier) -> anyhow::Result<(Duration, Vec<u32>)> {
     let mut connection = Connection::open(load.address).await?;
     let mut latencies = Vec::with_capacity(8192);
-    let until = Instant::now() + load.duration;
-    let mut asked_at = Instant::now();
+    begin.wait().await;
+    let begun_at = Instant::now();
+    let until = begun_at + load.duration;
+    let mut asked_at = begun_at;
     while asked_at < until {
         match &load.requests {
             Requests::Same(request) => connection.exchange(request).await?.expect(load.expected)?,
@@ -219,7 +224,7 @@ async fn ask(load: &Load, counter: &AtomicU64) -> anyhow::Result<(Instant, Vec<u
         latencies.push(u32::try_from((answered_at - asked_at).as_nanos()).unwrap_or(u32::MAX));
         asked_at = answered_at;
     }
-    Ok((asked_at, latencies))
+    Ok((asked_at - begun_at, latencies))
 }
 
 /// All connections ask at the same moment; how long until the last has its answer.
