@@ -55,7 +55,7 @@ impl Report {
             Wanted::AtMost(limit) => ("≤", limit, measured <= limit),
         };
         self.figure(&format!("goal {part}: {what}"), measured, unit);
-        let unit = if unit == "×" { String::new() } else { format!(" {unit}") };
+        let unit = if matches!(unit, "×" | "") { String::new() } else { format!(" {unit}") };
         self.goals.push(vec![
             part.to_owned(),
             what.to_owned(),
@@ -86,10 +86,10 @@ fn markdown(columns: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Three figures that count.
+/// Three figures that count; whole numbers as they are.
 pub fn short(value: f64) -> String {
     match value.abs() {
-        size if size >= 100.0 => {
+        size if size >= 100.0 || size.fract() == 0.0 => {
             let digits = format!("{value:.0}");
             let (sign, digits) = digits.strip_prefix('-').map_or(("", digits.as_str()), |digits| ("-", digits));
             let groups: Vec<&str> =

@@ -29,6 +29,7 @@ struct Fanout {
     lost: f64,
     p50_ms: f64,
     p99_ms: f64,
+    cpu_micros: f64,
     kilobytes_per_socket: f64,
 }
 
@@ -60,6 +61,7 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
             ("lost", lost, ""),
             ("p50", over(rounds, |round| round.p50_ms), "ms"),
             ("p99", over(rounds, |round| round.p99_ms), "ms"),
+            ("cpu", over(rounds, |round| round.cpu_micros), "us/delivery"),
             ("memory", rounds[0].kilobytes_per_socket, "kB/connection"),
         ];
         for (what, value, unit) in values {
@@ -67,7 +69,7 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
         }
         table.push([vec![name.to_owned()], values.map(|(_, value, _)| short(value)).to_vec()].concat());
     }
-    let columns = ["who", "deliveries/s", "lost", "p50 ms", "p99 ms", "kB per connection"];
+    let columns = ["who", "deliveries/s", "lost", "p50 ms", "p99 ms", "CPU µs/delivery", "kB per connection"];
     bench.report.table(&format!("fanout: {SOCKETS} sockets, {ALERTS_PER_SECOND} alerts/s"), &columns, &table);
     let (ours, bare) = &rounds;
     let report = &mut bench.report;
@@ -87,9 +89,10 @@ async fn play(process: &Process, first: usize, count: usize) -> anyhow::Result<F
     let (address, last) = (process.address, first + count - 1);
     let listening = tokio::task::spawn_blocking(move || listen(address, first..=last, begun_at, ready));
     is_ready.await.context("the sockets do not open")?;
-    let connected = process.resident_bytes()?;
+    let (connected, cpu) = (process.resident_bytes()?, process.cpu_micros()?);
     let (answered, first_at) = publish(address, first, count, begun_at).await?;
     let sockets = listening.await??;
+    let cpu = process.cpu_micros()? - cpu;
 
     let (mut received, mut latest) = (0, 0);
     let mut delays = Vec::with_capacity(SOCKETS * count);
@@ -108,6 +111,7 @@ async fn play(process: &Process, first: usize, count: usize) -> anyhow::Result<F
         lost: (SOCKETS * count - received) as f64,
         p50_ms: f64::from(percentile(&delays, 0.5)) / 1e3,
         p99_ms: f64::from(percentile(&delays, 0.99)) / 1e3,
+        cpu_micros: cpu / received as f64,
         kilobytes_per_socket: (connected - before) / 1e3 / SOCKETS as f64,
     })
 }
