@@ -1,14 +1,13 @@
 //! Users, zones and the users dict over HTTP: the words of the contract, on both engines.
 
-use std::io::Read;
-use std::time::Duration;
+mod bad_input;
+mod dict;
 
-use futures_util::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::on_both_engines;
-use crate::support::app::{Answer, PATIENCE, TestApp, eventually};
+use crate::support::app::{Answer, TestApp};
 use crate::support::backends::Database;
 
 on_both_engines!(
@@ -19,22 +18,10 @@ on_both_engines!(
     updated_at_moves_on_real_changes_only,
     zones_are_assigned_added_and_removed,
     a_zone_is_created_found_changed_and_deleted,
-    a_zone_that_is_no_polygon_is_refused,
     lists_come_in_order_and_in_pages,
     zones_with_users_and_statistics_agree,
-    integers_are_lax_and_bounded,
-    names_are_unicode_of_1_to_100_characters,
-    bodies_that_cannot_be_read_are_named,
-    every_fault_of_a_request_is_told_at_once,
     zone_ids_are_any_text_in_a_path,
     names_by_sql_are_served_as_stored,
-    the_dict_is_the_whole_map_in_numeric_order,
-    the_dict_has_one_entity_tag_everywhere,
-    the_dict_tells_what_changed_since_a_token,
-    a_long_poll_is_answered_by_a_write,
-    a_long_poll_ends_empty_when_nothing_changes,
-    dict_events_resume_by_last_event_id,
-    streams_and_long_polls_end_with_the_service,
 );
 
 fn square(zone_id: &str) -> Value {
@@ -64,12 +51,6 @@ async fn start_with_zones(database: &Database, zones: &[&str]) -> TestApp {
 
 async fn create(app: &TestApp, body: Value) -> Value {
     app.post("/users", body).await.expect(200)
-}
-
-/// Sends a body as it is written.
-async fn send(app: &TestApp, method: Method, path: &str, body: impl Into<reqwest::Body>) -> Answer {
-    let request = app.client().request(method, app.url(path)).header("content-type", "application/json").body(body);
-    Answer::of(request).await
 }
 
 /// The faults of a 422, each as (type, loc), after its form was checked.
@@ -368,52 +349,6 @@ async fn a_zone_is_created_found_changed_and_deleted(database: Database) {
     assert_eq!(app.get("/users/by-zone/A").await.expect(200), json!([]));
 }
 
-async fn a_zone_that_is_no_polygon_is_refused(database: Database) {
-    let app = start_with_zones(&database, &["A"]).await;
-    let zone = |corners: [[f64; 2]; 4]| {
-        let mut zone = square("B");
-        for (index, [x, y]) in corners.into_iter().enumerate() {
-            zone[format!("x{}", index + 1)] = json!(x);
-            zone[format!("y{}", index + 1)] = json!(y);
-        }
-        zone
-    };
-    let bow_tie = zone([[0.0, 0.0], [4.0, 3.0], [4.0, 0.0], [0.0, 3.0]]);
-    let line = zone([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]);
-    for (body, text) in [(bow_tie, "cross"), (line, "no area"), (zone([[1.0, 1.0]; 4]), "no area")] {
-        let answer = app.post("/zones", body).await;
-        assert_fault(&answer, "value_error", json!(["body"]));
-        assert!(answer.text().contains(text), "{}", answer.text());
-    }
-    // The change of one corner is judged with the three that stay.
-    let answer = app.put("/zones/A", json!({"x3": -1, "y3": 1})).await;
-    assert_eq!(answer.status.as_u16(), 422, "{}", answer.text());
-    assert_eq!(app.get("/zones/A").await.expect(200)["x3"], 4.0);
-
-    let with_x3 = |value: &str| square("B").to_string().replace("\"x3\":4", &format!("\"x3\":{value}"));
-    for (value, kind) in [
-        ("1e999", "finite_number"),
-        ("-1e999", "finite_number"),
-        ("\"inf\"", "finite_number"),
-        ("\"NaN\"", "finite_number"),
-        ("\"wide\"", "float_parsing"),
-        ("null", "float_type"),
-        ("[]", "float_type"),
-    ] {
-        for (method, path) in [(Method::POST, "/zones"), (Method::PUT, "/zones/A")] {
-            let answer = send(&app, method, path, with_x3(value)).await;
-            assert_fault(&answer, kind, json!(["body", "x3"]));
-        }
-    }
-    // No JSON.
-    for value in ["NaN", "Infinity", "-Infinity"] {
-        let answer = send(&app, Method::POST, "/zones", with_x3(value)).await;
-        assert_eq!(faults(&answer)[0].0, "json_invalid", "{value}");
-    }
-    let lax = send(&app, Method::POST, "/zones", with_x3("\"4.5\"")).await;
-    assert_eq!(lax.expect(200)["x3"], 4.5);
-}
-
 async fn lists_come_in_order_and_in_pages(database: Database) {
     let app = start_with_zones(&database, &["b", "a", "Z", "ä", "10", "9"]).await;
     for global_id in [30, -7, 5, i64::MAX, i64::MIN] {
@@ -485,140 +420,6 @@ async fn zones_with_users_and_statistics_agree(database: Database) {
     assert_eq!(app.get("/stats/zones").await.expect(200), expected);
 }
 
-async fn integers_are_lax_and_bounded(database: Database) {
-    let app = start(&database).await;
-    for (raw, read) in [
-        ("\"1005\"", 1005),
-        ("2.0", 2),
-        ("true", 1),
-        ("\" 7 \"", 7),
-        ("1e3", 1000),
-        ("9223372036854775807", i64::MAX),
-        ("-9223372036854775808", i64::MIN),
-        ("\"-9223372036854775807\"", i64::MIN + 1),
-    ] {
-        let body = format!(r#"{{"global_id":{raw},"name":"Ann"}}"#);
-        let answer = send(&app, Method::POST, "/users", body).await;
-        assert_eq!(answer.expect(200)["global_id"], read, "{raw}");
-        assert_eq!(app.get(&format!("/users/global/{read}")).await.expect(200)["global_id"], read);
-    }
-    for (raw, kind) in [
-        ("9223372036854775808", "less_than_equal"),
-        ("-9223372036854775809", "greater_than_equal"),
-        ("\"9223372036854775808\"", "less_than_equal"),
-        ("99999999999999999999999", "less_than_equal"),
-        ("1e300", "less_than_equal"),
-        ("1e999", "finite_number"),
-        ("1.5", "int_from_float"),
-        ("\"1.5\"", "int_parsing"),
-        ("\"abc\"", "int_parsing"),
-        ("\"\"", "int_parsing"),
-        ("null", "int_type"),
-        ("[1]", "int_type"),
-        ("{}", "int_type"),
-    ] {
-        let body = format!(r#"{{"global_id":{raw},"name":"Ann"}}"#);
-        assert_fault(&send(&app, Method::POST, "/users", body).await, kind, json!(["body", "global_id"]));
-    }
-    for path in ["/users/abc", "/users/1.5", "/users/9223372036854775808", "/users/abc/zones"] {
-        assert_eq!(faults(&app.get(path).await)[0].1, json!(["path", "user_id"]), "{path}");
-    }
-    assert_fault(&app.get("/users/global/x").await, "int_parsing", json!(["path", "global_id"]));
-    // Of a repeated key the last one counts, as in Python.
-    let twice =
-        send(&app, Method::POST, "/users", r#"{"global_id":50,"name":"Ann","global_id":51,"name":"Bob"}"#).await;
-    assert_eq!((&twice.expect(200)["global_id"], &twice.json()["name"]), (&json!(51), &json!("Bob")));
-}
-
-async fn names_are_unicode_of_1_to_100_characters(database: Database) {
-    let app = start(&database).await;
-    let hundred = ["é".repeat(100), "😀".repeat(100), "e\u{301}".repeat(50)];
-    for (global_id, name) in
-        (1..).zip(["x", " Ann ", "李小龍", "\"quoted\\\"", "👨‍👩‍👧"].into_iter().chain(hundred.iter().map(String::as_str)))
-    {
-        let user = create(&app, json!({"global_id": global_id, "name": name})).await;
-        assert_eq!(user["name"], name);
-        assert_eq!(app.get("/users-dict").await.expect(200)[global_id.to_string()], name);
-    }
-    let long = "😀".repeat(101);
-    for (name, kind) in [
-        (json!(""), "string_too_short"),
-        (json!(long), "string_too_long"),
-        (json!("a\u{0}b"), "value_error"),
-        (json!("a\nb"), "value_error"),
-        (json!("a\u{85}b"), "value_error"),
-        (json!(null), "string_type"),
-        (json!(5), "string_type"),
-    ] {
-        assert_fault(&app.post("/users", json!({"global_id": 99, "name": name})).await, kind, json!(["body", "name"]));
-        for field in ["zone_id", "zone_name"] {
-            let mut zone = square("Z");
-            zone[field] = name.clone();
-            assert_fault(&app.post("/zones", zone).await, kind, json!(["body", field]));
-        }
-    }
-    for (name, kind) in
-        [("\\ud800", "string_unicode"), ("\\ude00\\ud83d", "string_unicode"), ("\\u0000", "value_error")]
-    {
-        let body = format!(r#"{{"global_id":99,"name":"{name}"}}"#);
-        assert_fault(&send(&app, Method::POST, "/users", body).await, kind, json!(["body", "name"]));
-    }
-    let pair = send(&app, Method::POST, "/users", r#"{"global_id":100,"name":"\ud83d\ude00"}"#).await;
-    assert_eq!(pair.expect(200)["name"], "😀");
-    assert_eq!(app.get("/users/global/99").await.status.as_u16(), 404, "what is refused is not stored");
-}
-
-async fn bodies_that_cannot_be_read_are_named(database: Database) {
-    let app = start(&database).await;
-    let nested = format!(r#"{{"global_id":1,"name":{}1{}}}"#, "[".repeat(10_000), "]".repeat(10_000));
-    assert_fault(&send(&app, Method::POST, "/users", nested).await, "json_invalid", json!(["body", "name"]));
-    let deep = "[".repeat(10_000);
-    assert_eq!(faults(&send(&app, Method::POST, "/users", deep).await)[0].0, "json_invalid");
-    assert_fault(&send(&app, Method::POST, "/users", "").await, "missing", json!(["body"]));
-    assert_fault(&send(&app, Method::POST, "/users", "{\"a\":}").await, "json_invalid", json!(["body", 5]));
-    assert_eq!(faults(&send(&app, Method::POST, "/users", vec![b'{', 0xff, b'}']).await)[0].0, "json_invalid");
-    for (body, input) in [("[]", json!([])), ("5", json!(5)), ("null", Value::Null), ("\"x\"", json!("x"))] {
-        let answer = send(&app, Method::PUT, "/users/1", body).await;
-        assert_fault(&answer, "model_attributes_type", json!(["body"]));
-        assert_eq!(answer.json()["detail"][0]["input"], input);
-    }
-    let body = r#"{"global_id":1,"name":"Ann","junk":1e999,"more":"\ud800"}"#;
-    assert_eq!(send(&app, Method::POST, "/users", body).await.expect(200)["name"], "Ann", "unknown fields are ignored");
-
-    for content_type in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "json"] {
-        let request = app.client().post(app.url("/users")).header("content-type", content_type);
-        let answer = Answer::of(request.body(r#"{"global_id":2,"name":"Bob"}"#)).await;
-        assert_fault(&answer, "value_error", json!(["header", "content-type"]));
-        assert_eq!(answer.json()["detail"][0]["input"], content_type);
-    }
-    for (global_id, content_type) in
-        [(3, "application/json; charset=utf-8"), (4, "Application/JSON"), (5, "application/merge-patch+json")]
-    {
-        let request = app.client().post(app.url("/users")).header("content-type", content_type);
-        Answer::of(request.body(format!(r#"{{"global_id":{global_id},"name":"Bob"}}"#))).await.expect(200);
-    }
-    let unnamed = Answer::of(app.client().post(app.url("/users")).body(r#"{"global_id":6,"name":"Bob"}"#)).await;
-    unnamed.expect(200);
-}
-
-async fn every_fault_of_a_request_is_told_at_once(database: Database) {
-    let app = start(&database).await;
-    let answer = app.post("/users", json!({"zone_ids": [1, ""]})).await;
-    let locs: Vec<(String, Value)> = faults(&answer);
-    let expected = [
-        ("missing", json!(["body", "global_id"])),
-        ("missing", json!(["body", "name"])),
-        ("string_type", json!(["body", "zone_ids", 0])),
-        ("string_too_short", json!(["body", "zone_ids", 1])),
-    ];
-    assert_eq!(locs, expected.map(|(kind, loc)| (kind.to_owned(), loc)));
-    assert_eq!(answer.json()["detail"][0]["input"], json!({"zone_ids": [1, ""]}));
-    assert_eq!(faults(&app.post("/zones", json!({})).await).len(), 10);
-    // A body full of faults does not come back a hundredfold.
-    let many = app.post("/users", json!({"zone_ids": vec![1; 100_000]})).await;
-    assert!(many.status.as_u16() == 422 && many.body.len() < 100_000, "{} bytes", many.body.len());
-}
-
 async fn zone_ids_are_any_text_in_a_path(database: Database) {
     let app = start(&database).await;
     let id = create(&app, json!({"global_id": 1, "name": "Ann"})).await["id"].clone();
@@ -669,241 +470,4 @@ async fn names_by_sql_are_served_as_stored(database: Database) {
     assert_eq!(app.get("/users/global/1").await.expect(200)["name"], "Ann");
     database.execute("DELETE FROM \"user\"").await;
     assert_eq!(app.get("/users-dict").await.text(), "{}");
-}
-
-async fn fetch_dict(app: &TestApp, headers: &[(&str, &str)]) -> Answer {
-    let mut request = app.client().get(app.url("/users-dict"));
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    Answer::of(request).await
-}
-
-async fn the_dict_is_the_whole_map_in_numeric_order(database: Database) {
-    let app = start(&database).await;
-    let empty = app.get("/users-dict").await;
-    assert_eq!((empty.status.as_u16(), empty.text(), empty.header("content-type")), (200, "{}", "application/json"));
-    for (global_id, name) in
-        [(10, "ten"), (9, "n\"i\\ne"), (-10, "minus"), (i64::MAX, "last"), (i64::MIN, "first"), (0, "zéro")]
-    {
-        create(&app, json!({"global_id": global_id, "name": name})).await;
-    }
-    let expected = r#"{"-9223372036854775808":"first","-10":"minus","0":"zéro","9":"n\"i\\ne","10":"ten","9223372036854775807":"last"}"#;
-    let dict = app.get("/users-dict").await;
-    assert_eq!(dict.text(), expected);
-    assert_eq!(dict.header("content-length"), expected.len().to_string());
-    assert_eq!(app.get("/users-dict?use_cache=true").await.text(), expected);
-    let uncached = app.get("/users-dict?use_cache=false").await;
-    assert_eq!((uncached.text(), uncached.header("cache-control")), (expected, "no-cache"));
-    assert_fault(&app.get("/users-dict?use_cache=maybe").await, "bool_parsing", json!(["query", "use_cache"]));
-    let head = app.call(Method::HEAD, "/users-dict", None).await;
-    assert_eq!(
-        (head.status.as_u16(), head.header("content-length"), head.body.len()),
-        (200, dict.header("content-length"), 0)
-    );
-    assert_eq!(head.header("etag"), dict.header("etag"));
-
-    let zipped = fetch_dict(&app, &[("accept-encoding", "br;q=1, gzip;q=0.8")]).await;
-    assert_eq!(zipped.header("content-encoding"), "gzip");
-    assert_eq!(zipped.header("content-length"), zipped.body.len().to_string());
-    let mut text = String::new();
-    flate2::read::GzDecoder::new(zipped.body.as_ref()).read_to_string(&mut text).expect("gzip");
-    assert_eq!(text, expected);
-    for header in ["etag", "vary", "cache-control", "dict-version"] {
-        assert_eq!(zipped.header(header), dict.header(header), "{header}");
-    }
-    assert_eq!((dict.header("vary"), dict.header("cache-control")), ("accept-encoding", "no-cache"));
-    let refused = fetch_dict(&app, &[("accept-encoding", "gzip;q=0, identity")]).await;
-    assert_eq!((refused.header("content-encoding"), refused.text()), ("", expected));
-}
-
-async fn the_dict_has_one_entity_tag_everywhere(database: Database) {
-    let app = start(&database).await;
-    let second = start_second(&database).await;
-    let other = second.as_ref().unwrap_or(&app);
-    let empty = app.get("/users-dict").await.header("etag").to_owned();
-    assert!(empty.starts_with("W/\""), "{empty}");
-    create(&app, json!({"global_id": 1, "name": "Ann"})).await;
-    let bob = create(&app, json!({"global_id": 2, "name": "Bob"})).await;
-    let tag = app.get("/users-dict").await.header("etag").to_owned();
-    assert_ne!(tag, empty);
-    assert_eq!(other.get("/users-dict").await.header("etag"), tag);
-    other.put(&format!("/users/{}", bob["id"]), json!({"name": "Rob"})).await.expect(200);
-    assert_ne!(app.get("/users-dict").await.header("etag"), tag);
-    other.put(&format!("/users/{}", bob["id"]), json!({"name": "Bob"})).await.expect(200);
-    assert_eq!(app.get("/users-dict").await.header("etag"), tag, "equal content, equal tag");
-
-    let strong = tag.trim_start_matches("W/");
-    for known in [tag.clone(), "*".to_owned(), strong.to_owned(), format!("\"x\", {tag} , W/\"y\"")] {
-        let answer = fetch_dict(&app, &[("if-none-match", &known)]).await;
-        assert_eq!((answer.status.as_u16(), answer.body.len()), (304, 0), "{known}");
-        assert_eq!(answer.header("etag"), tag);
-        assert_eq!((answer.header("vary"), answer.header("cache-control")), ("accept-encoding", "no-cache"));
-        assert!(!answer.header("dict-version").is_empty() && answer.header("content-length").is_empty());
-    }
-    for unknown in [empty.as_str(), "\"\"", "", "W/\"", "garbage"] {
-        assert_eq!(fetch_dict(&app, &[("if-none-match", unknown)]).await.status.as_u16(), 200, "{unknown}");
-    }
-    app.stop().await.expect("stopped in order");
-    drop(second);
-    let restarted = start(&database).await;
-    assert_eq!(restarted.get("/users-dict").await.header("etag"), tag);
-}
-
-async fn the_dict_tells_what_changed_since_a_token(database: Database) {
-    let app = start(&database).await;
-    let ann = create(&app, json!({"global_id": 1, "name": "Ann"})).await;
-    let bob = create(&app, json!({"global_id": 12, "name": "Bob"})).await;
-    let token = app.get("/users-dict").await.header("dict-version").to_owned();
-    let nothing = app.get(&format!("/users-dict?since={token}")).await;
-    assert_order(nothing.text(), &["version", "reset", "set", "del"]);
-    let body = nothing.expect(200);
-    assert_eq!((&body["reset"], &body["set"], &body["del"]), (&json!(false), &json!({}), &json!([])));
-    assert_eq!(nothing.header("dict-version"), body["version"]);
-    assert_eq!(nothing.header("cache-control"), "no-cache");
-
-    app.put(&format!("/users/{}", bob["id"]), json!({"name": "Rob"})).await.expect(200);
-    app.delete(&format!("/users/{}", ann["id"])).await.expect(200);
-    create(&app, json!({"global_id": -3, "name": "Eve"})).await;
-    let changed = app.get(&format!("/users-dict?since={token}")).await;
-    let body = changed.expect(200);
-    assert_eq!(
-        (&body["reset"], &body["set"], &body["del"]),
-        (&json!(false), &json!({"-3": "Eve", "12": "Rob"}), &json!(["1"]))
-    );
-    assert!(changed.text().contains(r#""set":{"-3":"Eve","12":"Rob"}"#), "in numeric order: {}", changed.text());
-    assert_ne!(body["version"], token);
-    let next = format!("/users-dict?since={}", body["version"].as_str().expect("a token"));
-    assert_eq!(app.get(&next).await.expect(200)["set"], json!({}));
-
-    if let Some(other) = start_second(&database).await {
-        let there = other.get(&format!("/users-dict?since={token}")).await.expect(200);
-        assert_eq!((&there["reset"], &there["set"]), (&json!(false), &json!({"-3": "Eve", "12": "Rob"})));
-    }
-
-    let whole = json!({"-3": "Eve", "12": "Rob"});
-    for garbage in
-        ["", "x", "0.0", "-1.5", "1.2.3.4", "ffffffffffffffff.1", "7fffffffffffffff.1", "%F0%9F%98%80", "W/%22a%22"]
-    {
-        // Answered at once, whatever the wait.
-        let answer = app.get(&format!("/users-dict?since={garbage}&wait=60")).await.expect(200);
-        assert_eq!((&answer["reset"], &answer["set"], &answer["del"]), (&json!(true), &whole, &json!([])), "{garbage}");
-    }
-    // `Last-Event-ID` beats `since`; with either, `If-None-Match` and `use_cache` are ignored.
-    let request = app.client().get(app.url("/users-dict?since=garbage&use_cache=false"));
-    let answer = Answer::of(request.header("last-event-id", &token).header("if-none-match", "*")).await.expect(200);
-    assert_eq!((&answer["reset"], &answer["del"]), (&json!(false), &json!(["1"])));
-    for (wait, kind) in [("61", "less_than_equal"), ("-1", "greater_than_equal"), ("x", "int_parsing")] {
-        assert_fault(&app.get(&format!("/users-dict?since={token}&wait={wait}")).await, kind, json!(["query", "wait"]));
-    }
-}
-
-async fn a_long_poll_is_answered_by_a_write(database: Database) {
-    let app = start(&database).await;
-    let second = start_second(&database).await;
-    let other = second.as_ref().unwrap_or(&app);
-    let token = app.get("/users-dict").await.header("dict-version").to_owned();
-    let path = format!("/users-dict?since={token}&wait=60");
-    let reads = || app.state.metrics.directory_reads.with_label_values(&["validated"]).get();
-    let before = reads();
-    let writing = async {
-        eventually("the poll has found nothing new and waits", async || reads() > before).await;
-        other.post("/users", json!({"global_id": 5, "name": "Eve"})).await.expect(200);
-    };
-    let begun = std::time::Instant::now();
-    let (answer, ()) = tokio::join!(app.get(&path), writing);
-    assert_eq!(answer.expect(200)["set"], json!({"5": "Eve"}));
-    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
-    // And by plain SQL.
-    let token = answer.header("dict-version").to_owned();
-    let path = format!("/users-dict?since={token}&wait=60");
-    let (answer, ()) = tokio::join!(app.get(&path), database.execute("DELETE FROM \"user\" WHERE global_id = 5"));
-    assert_eq!(answer.expect(200)["del"], json!(["5"]));
-}
-
-async fn a_long_poll_ends_empty_when_nothing_changes(database: Database) {
-    let app = start(&database).await;
-    let token = app.get("/users-dict").await.header("dict-version").to_owned();
-    let begun = std::time::Instant::now();
-    let answer = app.get(&format!("/users-dict?since={token}&wait=1")).await.expect(200);
-    assert!(begun.elapsed() >= Duration::from_secs(1));
-    assert_eq!((&answer["reset"], &answer["set"], &answer["del"]), (&json!(false), &json!({}), &json!([])));
-}
-
-/// Server-sent events, read as they come.
-struct Events {
-    stream: std::pin::Pin<Box<dyn futures_util::Stream<Item = reqwest::Result<bytes::Bytes>> + Send>>,
-    buffer: String,
-}
-
-impl Events {
-    async fn open(app: &TestApp, path: &str, last_event_id: Option<&str>) -> Self {
-        let mut request = app.client().get(app.url(path)).header("accept", "text/event-stream");
-        if let Some(id) = last_event_id {
-            request = request.header("last-event-id", id);
-        }
-        let response = request.send().await.expect("an answer");
-        assert_eq!(response.status().as_u16(), 200);
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        Self { stream: Box::pin(response.bytes_stream()), buffer: String::new() }
-    }
-
-    /// (id, data); `None` at the end of the stream.
-    async fn next(&mut self) -> Option<(String, Value)> {
-        tokio::time::timeout(PATIENCE, self.read_event()).await.expect("an event in time")
-    }
-
-    async fn read_event(&mut self) -> Option<(String, Value)> {
-        loop {
-            if let Some((event, rest)) = self.buffer.split_once("\n\n") {
-                let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-                let parsed = field("id:").zip(field("data:"));
-                let parsed = parsed.map(|(id, data)| (id.to_owned(), serde_json::from_str(data).expect("JSON")));
-                self.buffer = rest.to_owned();
-                match parsed {
-                    Some(event) => return Some(event),
-                    None => continue,
-                }
-            }
-            let chunk = self.stream.next().await?;
-            self.buffer.push_str(std::str::from_utf8(&chunk.ok()?).expect("UTF-8"));
-        }
-    }
-}
-
-async fn dict_events_resume_by_last_event_id(database: Database) {
-    let app = start(&database).await;
-    create(&app, json!({"global_id": 1, "name": "Ann"})).await;
-    let mut events = Events::open(&app, "/users-dict", None).await;
-    let (id, first) = events.next().await.expect("an event");
-    assert_eq!((&first["reset"], &first["set"], &first["version"]), (&json!(true), &json!({"1": "Ann"}), &json!(id)));
-    create(&app, json!({"global_id": 2, "name": "Bob"})).await;
-    let (second_id, second) = events.next().await.expect("an event");
-    assert_eq!((&second["reset"], &second["set"]), (&json!(false), &json!({"2": "Bob"})));
-    drop(events);
-    database.execute("DELETE FROM \"user\" WHERE global_id = 1").await;
-    let mut resumed = Events::open(&app, "/users-dict?since=garbage", Some(&second_id)).await;
-    let (_, third) = resumed.next().await.expect("an event");
-    assert_eq!((&third["reset"], &third["set"], &third["del"]), (&json!(false), &json!({}), &json!(["1"])));
-    let mut old = Events::open(&app, &format!("/users-dict?since={id}"), None).await;
-    let (_, missed) = old.next().await.expect("an event");
-    assert_eq!((&missed["set"], &missed["del"]), (&json!({"2": "Bob"}), &json!(["1"])));
-    let mut lost = Events::open(&app, "/users-dict", Some("unknown")).await;
-    assert_eq!(lost.next().await.expect("an event").1["reset"], true);
-}
-
-async fn streams_and_long_polls_end_with_the_service(database: Database) {
-    let app = start(&database).await;
-    let token = app.get("/users-dict").await.header("dict-version").to_owned();
-    let mut events = Events::open(&app, "/users-dict", None).await;
-    events.next().await.expect("the whole map");
-    let request = app.client().get(app.url(&format!("/users-dict?since={token}&wait=60")));
-    let polling = tokio::spawn(Answer::of(request));
-    eventually("the poll is there", async || app.state.metrics.http_connections.get() >= 2).await;
-    let begun = std::time::Instant::now();
-    app.stop().await.expect("stopped in order");
-    assert!(begun.elapsed() < Duration::from_secs(8), "within the drain time: {:?}", begun.elapsed());
-    let answer = polling.await.expect("an answer").expect(200);
-    assert_eq!((&answer["reset"], &answer["set"], &answer["del"]), (&json!(false), &json!({}), &json!([])));
-    assert_eq!(events.next().await, None);
 }

@@ -2,6 +2,8 @@
 //! group. The client library's mock cluster speaks the protocol over TCP; what it cannot do is done with
 //! an Apache Kafka.
 
+mod processes;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -360,7 +362,15 @@ async fn batches_whose_answer_was_lost_are_neither_lost_nor_doubled() {
     mock.topics.send_numbered(2, 0..1).await;
     until_stored_once(&app, 2, 1).await;
     let mut sent = 1;
-    let lost = async || metric(&app, r#"store_errors_total{kind="deadline",operation="append_alerts"}"#).await;
+    // An append, or the question whether the one before it was stored.
+    let lost = async || {
+        let mut lost = 0;
+        for operation in ["append_alerts", "list_positions"] {
+            let name = format!(r#"store_errors_total{{kind="deadline",operation="{operation}"}}"#);
+            lost += metric(&app, &name).await;
+        }
+        lost
+    };
     for _ in 0..20 {
         let before = lost().await;
         proxy.set(Network::AnswersLost);

@@ -51,6 +51,8 @@ pub struct Driver {
     changed: IntCounter,
     replica: Option<Replica>,
     outage: Option<Outage>,
+    /// Whether a feed is open: then readers wait for it, however long the outage before it lasted.
+    is_connected: bool,
     /// Smoothed round trip of a validation.
     round_trip: Duration,
     poll_pause: Duration,
@@ -95,6 +97,7 @@ impl Driver {
             changed,
             metrics,
             replica: None,
+            is_connected: false,
             outage: Some(Outage { since: now(), error, told: true }),
             round_trip: Duration::ZERO,
             poll_pause: SHORTEST_POLL,
@@ -116,6 +119,7 @@ impl Driver {
         loop {
             let Err(error) = self.session(&mut backoff).await;
             *self.shared.feed.lock() = None;
+            self.is_connected = false;
             self.metrics.directory_validations.with_label_values(&["failed"]).inc();
             self.begin_outage(error);
             self.attend(tokio::time::sleep(backoff)).await;
@@ -129,6 +133,7 @@ impl Driver {
         let store = self.store.clone();
         let feed = self.attend(store.open_feed()).await?;
         *self.shared.feed.lock() = Some(feed.clone());
+        self.is_connected = true;
         let rebuild_requests = std::mem::take(&mut *self.shared.rebuild_requests.lock());
         if self.replica.is_none() || !rebuild_requests.is_empty() {
             self.load(&feed, if self.replica.is_none() { "start" } else { "requested" }, rebuild_requests).await?;
@@ -187,7 +192,8 @@ impl Driver {
         let Some(replica) = &self.replica else {
             return Err(StoreError::corrupt("database", "a validation was asked for before the first load"));
         };
-        let (feed, cursor, limit) = (feed.clone(), replica.cursor.clone(), self.config.read_deadline);
+        // Half of a reader's patience: who meets a dead connection is still answered by the next one.
+        let (feed, cursor, limit) = (feed.clone(), replica.cursor.clone(), self.config.read_deadline / 2);
         Ok(async move {
             let result = timeout(limit, feed.changes_since(&cursor)).await.unwrap_or_else(|_| Err(overdue(limit)));
             Landing { round, begun_at, result }
@@ -333,12 +339,15 @@ impl Driver {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        self.shared.rounds.next_deadline(self.outage.as_ref().map(|outage| outage.since))
+        self.shared.rounds.next_deadline(self.away_since())
     }
 
     fn answer_overdue(&self) {
-        let outage_since = self.outage.as_ref().map(|outage| outage.since);
-        self.shared.rounds.answer_overdue(now(), outage_since, || self.late_answer());
+        self.shared.rounds.answer_overdue(now(), self.away_since(), || self.late_answer());
+    }
+
+    fn away_since(&self) -> Option<Instant> {
+        self.outage.as_ref().filter(|_| !self.is_connected).map(|outage| outage.since)
     }
 
     fn answer(&self) -> Answer {

@@ -421,3 +421,47 @@ fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<Thr
         .map_err(|error| StoreError::unavailable(DEPENDENCY, error))?;
     Ok(Thread { name, ended })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How long a test waits.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn start(directory: &tempfile::TempDir, limit: Duration) -> (Queue, Thread) {
+        let path: Arc<Path> = directory.path().join("test.db").into();
+        Connection::open(&path).and_then(|file| file.execute_batch("CREATE TABLE t (n)")).expect("a database");
+        let (queue, questions) = Queue::new();
+        let metrics = Arc::new(Metrics::new().expect("metrics"));
+        let thread = spawn_reader("reader", &path, limit, Arc::new(Mutex::new(questions)), metrics);
+        (queue, thread.expect("a thread"))
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_panics_is_told_of_and_answers_nobody_with_silence() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (queue, thread) = start(&directory, PATIENCE);
+        let panicking = queue.ask("probe", PATIENCE, |_| -> Result<(), WorkError> { panic!("out of ink") });
+        let error = panicking.await.expect_err("no answer").to_string();
+        assert!(error.contains("its thread ended"), "{error}");
+        assert_eq!(thread.ended.await.expect("told"), Err("out of ink".to_owned()));
+        let error = queue.ask("probe", PATIENCE, |_| Ok(())).await.expect_err("closed").to_string();
+        assert!(error.contains("closed"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_statement_that_takes_too_long_is_interrupted_and_the_thread_goes_on() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (queue, _thread) = start(&directory, Duration::from_millis(50));
+        let endless = |connection: &Opened| {
+            let sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+            Ok(connection.query_row(sql, [], |row| row.get::<_, i64>(0))?)
+        };
+        let error = queue.ask("probe", PATIENCE, endless).await.expect_err("interrupted");
+        assert!(matches!(error, StoreError::Deadline { operation: "probe", .. }), "{error}");
+        let answer = queue
+            .ask("probe", PATIENCE, |connection| Ok(connection.query_row("SELECT 7", [], |row| row.get::<_, i64>(0))?));
+        assert_eq!(answer.await.expect("the next one is answered"), 7);
+    }
+}

@@ -190,8 +190,11 @@ impl Record {
 struct Notes {
     record: Arc<Record>,
     reader: &'static str,
-    reads: Vec<(Moment, Moment, Arc<Vec<i64>>, Vec<Option<u64>>)>,
+    reads: Vec<Seen>,
 }
+
+/// One read: when it began and ended, which keys were looked at, and what they were.
+type Seen = (Moment, Moment, Arc<Vec<i64>>, Vec<Option<u64>>);
 
 impl Notes {
     fn new(record: &Arc<Record>, reader: &'static str) -> Self {
