@@ -241,3 +241,24 @@ pub async fn burst(connections: &mut [Connection], request: &[u8]) -> anyhow::Re
 pub async fn open(address: SocketAddr, connections: usize) -> anyhow::Result<Vec<Connection>> {
     try_join_all((0..connections).map(|_| Connection::open(address))).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_size_of_an_answer_is_read_from_its_head() {
+        let head = |lines: &str| format!("HTTP/1.1 {lines}\r\n\r\n").into_bytes();
+        assert_eq!(body_bytes(&head("200 OK\r\nx-content-length: 9\r\nContent-Length: 20")).expect("a size"), 20);
+        assert_eq!(body_bytes(&head("304 Not Modified\r\ncontent-length: 20")).expect("a size"), 0);
+        assert!(body_bytes(&head("200 OK\r\ntransfer-encoding: chunked")).is_err());
+        assert!(body_bytes(b"nonsense\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn a_percentile_is_one_of_the_values() {
+        let sorted: Vec<u32> = (1..=100).collect();
+        assert_eq!([0.5, 0.99, 1.0].map(|part| percentile(&sorted, part)), [51, 100, 100]);
+        assert_eq!(percentile::<u32>(&[], 0.99), 0);
+    }
+}

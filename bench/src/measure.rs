@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 
 use crate::load::{self, Connection, Load, Measured, Requests};
 use crate::process::Process;
-use crate::report::{Report, median, short};
+use crate::report::{Report, median, ratio, short};
 
 /// Before the first round: connections, caches, branch predictors.
 const WARM_UP: Duration = Duration::from_millis(200);
@@ -102,7 +102,7 @@ pub fn rows(title: &str, results: &[Result]) -> Vec<Vec<String>> {
             title.to_owned(),
             result.name.to_owned(),
             short(result.per_second),
-            limit.map_or(String::new(), |limit| short(result.per_second / limit)),
+            limit.map_or(String::new(), |limit| ratio(result.per_second / limit)),
             short(result.mean_ms),
             short(result.p99_ms),
             short(result.cpu_micros),

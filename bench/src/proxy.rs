@@ -120,3 +120,30 @@ impl Counter {
         count
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: &[u8], content: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(content.len() + 4).expect("a short message").to_be_bytes();
+        [kind, &length, content].concat()
+    }
+
+    #[test]
+    fn statements_are_counted_however_the_bytes_are_cut() {
+        let session = [
+            message(b"", &SSL_REQUEST.to_be_bytes()),
+            message(b"", b"\0\x03\0\0user\0postgres\0\0"),
+            message(b"Q", b"SELECT 1\0"),
+            message(b"P", b"s1\0SELECT 'Q'\0\0\0"),
+            [message(b"B", b"\0s1\0"), message(b"E", b"\0\0\0\0\0"), message(b"S", b"")].concat(),
+        ]
+        .concat();
+        for piece in [1, 7, session.len()] {
+            let mut counter = Counter::default();
+            let count: u64 = session.chunks(piece).map(|bytes| counter.statements_in(bytes)).sum();
+            assert_eq!(count, 2, "in pieces of {piece}");
+        }
+    }
+}

@@ -101,6 +101,10 @@ pub fn short(value: f64) -> String {
     }
 }
 
+pub fn ratio(value: f64) -> String {
+    format!("{value:.2}")
+}
+
 fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
 }
@@ -112,5 +116,32 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
         0 => f64::NAN,
         count if count % 2 == 1 => values[count / 2],
         count => f64::midpoint(values[count / 2 - 1], values[count / 2]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_short_and_keep_what_counts() {
+        let shown = [0.0, 3.0, 0.034, 9.876, 12.34, 123.4, 1_234_567.8, -1234.5].map(short);
+        assert_eq!(shown, ["0", "3", "0.03", "9.88", "12.3", "123", "1,234,568", "-1,234"]);
+    }
+
+    #[test]
+    fn a_median_is_in_the_middle() {
+        assert_eq!(median([3.0, 1.0, 100.0]), 3.0);
+        assert_eq!(median([4.0, 1.0, 2.0, 100.0]), 3.0);
+        assert!(median([]).is_nan());
+    }
+
+    #[test]
+    fn a_goal_is_met_at_its_limit() {
+        let mut report = Report::new(0);
+        report.goal("P1", "rate", 0.85, Wanted::AtLeast(0.85), "×");
+        report.goal("P1", "time", 25.1, Wanted::AtMost(25.0), "ms");
+        let shown: Vec<String> = report.goals.iter().map(|goal| goal[2..].join(" ")).collect();
+        assert_eq!(shown, ["≥ 0.85 0.85 yes", "≤ 25 ms 25.1 ms **no**"]);
     }
 }

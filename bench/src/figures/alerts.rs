@@ -19,7 +19,7 @@ use crate::database::Database;
 use crate::load::{Connection, get, percentile};
 use crate::process::Process;
 use crate::report::Wanted::{AtLeast, AtMost};
-use crate::report::{median, short};
+use crate::report::{median, ratio, short};
 
 const PARTITIONS: i32 = 3;
 const LIVE_PER_SECOND: usize = 1000;
@@ -99,7 +99,7 @@ async fn on_topic(bench: &mut Bench, kafka: &Kafka) -> anyhow::Result<()> {
         report.figure(&format!("alerts.{name}"), rate, "1/s");
     }
     let rows: Vec<Vec<String>> =
-        table.iter().map(|(name, rate)| vec![(*name).to_owned(), short(*rate), short(rate / copy)]).collect();
+        table.iter().map(|(name, rate)| vec![(*name).to_owned(), short(*rate), ratio(rate / copy)]).collect();
     let title = format!("alerts: {} of 200 bytes from Kafka into the log", short(count as f64));
     report.table(&title, &["who", "alerts/s", "× COPY with the same indexes"], &rows);
     report.goal("P7", "ingest ÷ COPY, same indexes", ours / copy, AtLeast(0.95), "×");

@@ -105,3 +105,29 @@ fn frame(bytes: &[u8]) -> anyhow::Result<Option<(u8, usize, usize)>> {
     };
     Ok((bytes.len() >= begin + length).then_some((first & 0x0f, begin, begin + length)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alert_has_its_size_and_its_number() {
+        for number in [0, 7, 199_999] {
+            let alert = alert(number);
+            assert_eq!(alert.len(), ALERT_BYTES);
+            assert_eq!(number_of(alert.as_bytes()), Some(number));
+            assert!(serde_json::from_str::<serde_json::Value>(&alert).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_frame_is_read_when_it_is_whole() {
+        let text = alert(5);
+        let long = [&[0x81, 126, 0, 200], text.as_bytes()].concat();
+        assert_eq!(frame(&long).expect("a frame"), Some((1, 4, 204)));
+        assert_eq!(frame(&long[..203]).expect("a part"), None);
+        assert_eq!(frame(&[0x81, 126, 0]).expect("a part"), None);
+        assert_eq!(frame(&[0x89, 0, 0x81]).expect("a ping"), Some((9, 2, 2)));
+        assert!(frame(&[0x81, 127]).is_err());
+    }
+}

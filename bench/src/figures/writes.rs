@@ -16,7 +16,7 @@ use crate::database::Database;
 use crate::load::{self, Connection, Load, Requests, get, send_json};
 use crate::process::{Process, cpu_micros, waited_cpu_micros};
 use crate::report::Wanted::{AtLeast, AtMost};
-use crate::report::{median, short};
+use crate::report::{median, ratio, short};
 
 const CLIENTS: usize = 32;
 const INSERT: &str = r#"INSERT INTO "user" (global_id, name) VALUES (nextval('bench_global_id'), 'Somebody New');"#;
@@ -81,7 +81,7 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     report.goal("P4", "cost of the change log in transactions of one row", cost, AtMost(20.0), "%");
     let row = |(name, (rate, p99, cpu)): (&&str, &Round)| {
         let p99 = if p99.is_nan() { String::new() } else { short(*p99) };
-        vec![(*name).to_owned(), short(*rate), short(rate / pgbench_result.0), p99, short(*cpu)]
+        vec![(*name).to_owned(), short(*rate), ratio(rate / pgbench_result.0), p99, short(*cpu)]
     };
     let columns = ["who", "writes/s", "× pgbench", "p99 ms", "total CPU µs/write"];
     report.table(
