@@ -32,7 +32,12 @@ impl Report {
         self.bar.tick();
     }
 
-    pub fn next_figure(&self) {
+    /// The end of one of the figures that were asked for: its values for programs.
+    pub fn next_figure(&mut self) {
+        let figures = std::mem::take(&mut self.figures);
+        if !figures.is_empty() {
+            self.say(&format!("\n{}", figures.join("\n")));
+        }
         self.bar.inc(1);
     }
 
@@ -70,10 +75,6 @@ impl Report {
         self.bar.finish_and_clear();
         if !self.goals.is_empty() {
             self.table("Goals", &["", "goal", "wanted", "measured", "met"], &self.goals);
-        }
-        println!("\n### Figures\n");
-        for figure in &self.figures {
-            println!("{figure}");
         }
     }
 }

@@ -16,10 +16,11 @@ use crate::report::Wanted::AtMost;
 use crate::report::short;
 
 const INSTANCES: usize = 3;
-const READERS: usize = 48;
+/// Many, because those who wait together share a question to the database.
+const READERS: usize = 384;
 /// Each has a user of its own.
 const WRITERS: usize = 4;
-const PAUSE: Duration = Duration::from_millis(2);
+const PAUSE: Duration = Duration::from_millis(5);
 
 struct Soak {
     /// The last acknowledged number of each writer's user.
