@@ -45,8 +45,11 @@ impl Report {
         self.bar.suspend(|| println!("{text}"));
     }
 
-    /// One figure for programs.
+    /// One figure for programs; one that cannot be measured is none.
     pub fn figure(&mut self, name: &str, value: f64, unit: &str) {
+        if !value.is_finite() {
+            return;
+        }
         self.figures.push(json!({ "figure": name, "value": rounded(value), "unit": unit }).to_string());
     }
 
