@@ -35,7 +35,7 @@ pub async fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<Ex
     let given = [("API_HOST", arguments.host), ("API_PORT", arguments.port)];
     let overrides = given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
     let loaded = settings.load_with(overrides)?;
-    logging::install(&loaded.config.logging)?;
+    let _traces = logging::install(&loaded.config.logging)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }

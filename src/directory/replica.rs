@@ -41,12 +41,15 @@ type Edit = (i64, Option<Arc<User>>);
 struct Chunk {
     users: Box<[Arc<User>]>,
     dict: Arc<DictChunk>,
+    /// Estimated memory of the users.
+    bytes: usize,
 }
 
 impl Chunk {
     fn new(users: Vec<Arc<User>>) -> Arc<Self> {
         let dict = Arc::new(DictChunk::encode(users.iter().map(|user| (user.global_id, &*user.name))));
-        Arc::new(Self { users: users.into(), dict })
+        let bytes = users.iter().map(|user| user_bytes(user)).sum();
+        Arc::new(Self { users: users.into(), dict, bytes })
     }
 
     fn first_global_id(&self) -> i64 {
@@ -220,10 +223,9 @@ impl Snapshot {
         since.is_within(validated).then(|| self.history.find_changes(since))?
     }
 
-    /// Estimated memory.
+    /// Estimated memory. O(chunks).
     pub fn count_bytes(&self) -> usize {
-        let users: usize = self.dict_entries().map(|(_, name)| name.len()).sum::<usize>()
-            + self.user_count * (size_of::<User>() + 3 * size_of::<usize>() + 4 * size_of::<i64>());
+        let users: usize = self.chunks.iter().map(|chunk| chunk.bytes).sum();
         users + self.dict_chunks().map(DictChunk::count_bytes).sum::<usize>() + self.zones.len() * size_of::<Zone>()
     }
 
@@ -273,7 +275,8 @@ impl Snapshot {
             let users = merge(old.map_or(&[], |chunk| &chunk.users), edits);
             match old {
                 Some(old) if encoding_stays => {
-                    chunks.push(Arc::new(Chunk { users: users.into(), dict: old.dict.clone() }));
+                    let bytes = users.iter().map(|user| user_bytes(user)).sum();
+                    chunks.push(Arc::new(Chunk { users: users.into(), dict: old.dict.clone(), bytes }));
                 }
                 _ => push_users(&mut chunks, users),
             }
@@ -296,6 +299,12 @@ impl Snapshot {
         }
         zones.into_values().collect()
     }
+}
+
+/// The user, its texts and its places in the chunk and the indexes.
+fn user_bytes(user: &User) -> usize {
+    let places = 3 * size_of::<usize>() + 4 * size_of::<i64>();
+    size_of::<User>() + user.name.len() + user.zone_ids.len() * size_of::<Arc<str>>() + places
 }
 
 /// Both in ascending order of the id.

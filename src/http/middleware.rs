@@ -44,7 +44,7 @@ pub async fn around(State(around): State<Around>, request: Request, next: Next) 
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let path = request.uri().path().to_owned();
-    let span = tracing::info_span!("request", id = %id);
+    let span = tracing::info_span!("request", id = %id, %method, route = route.as_ref().map(MatchedPath::as_str));
     let mut response = answer(&around, &path, request, next).instrument(span.clone()).await;
 
     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);

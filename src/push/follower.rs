@@ -71,7 +71,8 @@ impl Follower {
                 }
                 Err(error) => {
                     self.metrics.push_follower_errors.inc();
-                    if !std::mem::replace(&mut is_failing, true) {
+                    // Before the first look it is the engine that tells what keeps it.
+                    if is_begun && !std::mem::replace(&mut is_failing, true) {
                         tracing::warn!(%error, "the follower cannot read the alert log; streams wait, nothing is lost");
                     }
                     tokio::time::sleep(BACKOFF).await;

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use super::RedisCache;
 use crate::directory::Directory;
 use crate::http::error::ApiError;
-use crate::store_error::StoreError;
 
 #[derive(Clone)]
 struct Caches {
@@ -24,18 +23,14 @@ pub fn router(redis: Option<RedisCache>, directory: Directory) -> Router {
         .with_state(Caches { redis, directory })
 }
 
-async fn stats(State(caches): State<Caches>) -> Result<Json<Value>, ApiError> {
+async fn stats(State(caches): State<Caches>) -> Json<Value> {
     let redis = async {
         match &caches.redis {
             Some(redis) => redis.get_stats().await,
             None => json!({ "enabled": false }),
         }
     };
-    let directory = caches.directory.clone();
-    // Counting the bytes takes as long as the directory is large.
-    let counting = tokio::task::spawn_blocking(move || directory.stats());
-    let (mut stats, counted) = tokio::join!(redis, counting);
-    let counted = counted.map_err(|join| StoreError::unavailable("directory", join))?;
+    let (mut stats, counted) = (redis.await, caches.directory.stats());
     stats["directory"] = json!({
         "entries": counted.entries,
         "bytes": counted.bytes,
@@ -43,7 +38,7 @@ async fn stats(State(caches): State<Caches>) -> Result<Json<Value>, ApiError> {
         "validated_ms_ago": counted.validated.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
         "rebuilds": counted.rebuilds,
     });
-    Ok(Json(stats))
+    Json(stats)
 }
 
 async fn clear(State(caches): State<Caches>) -> Json<Value> {

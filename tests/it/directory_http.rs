@@ -63,7 +63,7 @@ fn faults(answer: &Answer) -> Vec<(String, Value)> {
     let list = body["detail"].as_array().unwrap_or_else(|| panic!("a list: {body}"));
     assert!(!list.is_empty(), "a 422 without a fault");
     let read = |fault: &Value| {
-        assert_eq!(keys(fault).expect("an object"), ["input", "loc", "msg", "type"], "{fault}");
+        assert_eq!(keys(fault).expect("an object"), ["type", "loc", "msg", "input"], "{fault}");
         (fault["type"].as_str().expect("a type").to_owned(), fault["loc"].clone())
     };
     list.iter().map(read).collect()

@@ -364,12 +364,8 @@ async fn batches_whose_answer_was_lost_are_neither_lost_nor_doubled() {
     let mut sent = 1;
     // An append, or the question whether the one before it was stored.
     let lost = async || {
-        let mut lost = 0;
-        for operation in ["append_alerts", "list_positions"] {
-            let name = format!(r#"store_errors_total{{kind="deadline",operation="{operation}"}}"#);
-            lost += metric(&app, &name).await;
-        }
-        lost
+        let count = |operation| format!(r#"store_errors_total{{kind="deadline",operation="{operation}"}}"#);
+        metric(&app, &count("append_alerts")).await + metric(&app, &count("list_positions")).await
     };
     for _ in 0..20 {
         let before = lost().await;

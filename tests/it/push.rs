@@ -73,7 +73,7 @@ async fn filters_choose_and_the_envelope_numbers(database: Database) {
         { "status": "violation" },
     ]);
     app.post("/alerts", alerts).await.expect(200);
-    assert_eq!(listener.next_text().await, r#"{"seq":1,"alert":{"status":"violation","zone_id":7}}"#);
+    assert_eq!(listener.next_text().await, r#"{"seq":1,"alert":{"zone_id":7,"status":"violation"}}"#);
     assert_eq!(listener.next_json().await["seq"], 4);
     // The history of a client with a filter is the newest that match.
     let mut late = app.listen("?user_id=3").await;
@@ -255,10 +255,8 @@ async fn a_client_that_takes_nothing_is_cut_and_one_that_is_behind_catches_up() 
     }
     eventually("the frozen one is cut", async || app.state.metrics.push_closed.with_label_values(&["slow"]).get() == 1)
         .await;
-    eventually("one client is left", async || {
-        app.state.metrics.push_clients.with_label_values(&["ws"]).get() == 1
-    })
-    .await;
+    eventually("one client is left", async || app.state.metrics.push_clients.with_label_values(&["ws"]).get() == 1)
+        .await;
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(PATIENCE, frozen.read_to_end(&mut rest)).await;
     ended.expect("the connection is closed").ok();

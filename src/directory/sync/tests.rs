@@ -62,6 +62,10 @@ impl DirectoryStore for Store {
         Ok(std::collections::BTreeMap::new())
     }
 
+    async fn begin_epoch(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     async fn open_feed(&self) -> Result<Arc<dyn DirectoryFeed>, StoreError> {
         if self.0.is_refusing.load(Ordering::SeqCst) {
             return Err(StoreError::unavailable_because("database", "connection refused"));

@@ -1,40 +1,152 @@
 //! `DirectoryStore` over SQL. Each command is one transaction: what it needs is locked (zones before
-//! the user, as the deletion of a zone does), refusals are decided before anything is changed.
+//! the user, as the deletion of a zone does), refusals are decided before anything is changed. Users
+//! without zones are created in groups, one statement and one commit for all that came meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use deadpool_postgres::{Object, Transaction};
+use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Row;
+use tokio_util::sync::CancellationToken;
 
 use super::codec::Time;
 use super::connection::Endpoint;
+use super::error::{DEPENDENCY, is_about_rows};
 use super::feed::Feed;
 use super::pool::{Pool, WorkError};
 use crate::directory::geometry::check_polygon;
 use crate::directory::store::{DirectoryFeed, DirectoryStore};
 use crate::directory::{Command, NewUser, NewZone, Outcome, Refusal, User, UserPatch, WriteError, Zone, ZonePatch};
+use crate::lifecycle::Lifecycle;
 use crate::store_error::StoreError;
+
+/// Users that are created by one statement.
+const GROUP_USERS: usize = 512;
+/// Users that wait for the next group; more callers wait for a place.
+const QUEUED_USERS: usize = 4096;
 
 pub struct PostgresDirectory {
     pool: Pool,
     endpoint: Endpoint,
-    limit: std::time::Duration,
+    limit: Duration,
+    creations: mpsc::Sender<Creation>,
+}
+
+/// A user that waits to be created.
+struct Creation {
+    user: NewUser,
+    answer: oneshot::Sender<Result<Verdict, StoreError>>,
 }
 
 type Verdict = Result<Outcome, Refusal>;
 
 impl PostgresDirectory {
-    pub fn new(pool: Pool, endpoint: Endpoint, limit: std::time::Duration) -> Self {
-        Self { pool, endpoint, limit }
+    pub fn start(pool: Pool, endpoint: Endpoint, limit: Duration, lifecycle: &Lifecycle) -> Self {
+        let (creations, queue) = mpsc::channel(QUEUED_USERS);
+        let creating = create_in_groups(pool.clone(), queue, lifecycle.closing().clone());
+        lifecycle.spawn_service("creation of users", creating);
+        Self { pool, endpoint, limit, creations }
     }
+
+    async fn create(&self, user: NewUser) -> Result<Verdict, StoreError> {
+        let stopping = || StoreError::unavailable_because(DEPENDENCY, "the service is stopping");
+        let (answer, answered) = oneshot::channel();
+        let creating = async {
+            self.creations.send(Creation { user, answer }).await.map_err(|_| stopping())?;
+            answered.await.unwrap_or_else(|_| Err(stopping()))
+        };
+        tokio::time::timeout(self.limit, creating).await.unwrap_or_else(|_| {
+            let limit_ms = u64::try_from(self.limit.as_millis()).unwrap_or(u64::MAX);
+            Err(StoreError::Deadline { dependency: DEPENDENCY, operation: "create_users", limit_ms })
+        })
+    }
+}
+
+/// What came while one group was on its way is the next.
+async fn create_in_groups(
+    pool: Pool,
+    mut queue: mpsc::Receiver<Creation>,
+    closing: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut group = Vec::new();
+    loop {
+        tokio::select! {
+            biased;
+            1.. = queue.recv_many(&mut group, GROUP_USERS) => {}
+            () = closing.cancelled() => return Ok(()),
+        }
+        // Whoever does not wait any more was told so.
+        group.retain(|creation| !creation.answer.is_closed());
+        let users: Vec<&NewUser> = group.iter().map(|creation| &creation.user).collect();
+        let users = &users;
+        let created = pool.run("create_users", move |mut lease| async move {
+            let verdicts = create_group(lease.client()?, users).await?;
+            Ok((lease, verdicts))
+        });
+        let verdicts = match created.await {
+            Ok(verdicts) => verdicts,
+            Err(error) => users.iter().map(|_| Err(error.repeat())).collect(),
+        };
+        for (creation, verdict) in group.drain(..).zip(verdicts) {
+            if creation.answer.send(verdict).is_err() {
+                tracing::debug!("who asked for a user went away before it was created");
+            }
+        }
+    }
+}
+
+/// A verdict for each. A row that the database refuses for reasons of its own (a constraint that was
+/// added) is found by halving, so that it costs its neighbours nothing.
+async fn create_group(client: &mut Object, users: &[&NewUser]) -> Result<Vec<Result<Verdict, StoreError>>, WorkError> {
+    // The first of several with one global id is created; sorted, so that two groups do not deadlock.
+    let mut firsts: BTreeMap<i64, &NewUser> = BTreeMap::new();
+    for user in users {
+        firsts.entry(user.global_id).or_insert(user);
+    }
+    let firsts: Vec<&NewUser> = firsts.into_values().collect();
+    let sql = r#"INSERT INTO "user" (global_id, name) SELECT * FROM unnest($1::bigint[], $2::text[])
+        ON CONFLICT (global_id) DO NOTHING RETURNING id, global_id, name, created_at, updated_at, ARRAY[]::text[]"#;
+    let statement = client.prepare_cached(sql).await?;
+    let mut created: BTreeMap<i64, Result<User, StoreError>> = BTreeMap::new();
+    let mut pieces = vec![firsts.as_slice()];
+    while let Some(piece) = pieces.pop() {
+        let global_ids: Vec<i64> = piece.iter().map(|user| user.global_id).collect();
+        let names: Vec<&str> = piece.iter().map(|user| user.name.as_str()).collect();
+        match client.query(&statement, &[&global_ids, &names]).await {
+            Ok(rows) => {
+                for row in &rows {
+                    let user = user_of(row)?;
+                    created.insert(user.global_id, Ok(user));
+                }
+            }
+            Err(error) if !is_about_rows(&error) => return Err(error.into()),
+            Err(error) => match piece {
+                [user] => drop(created.insert(user.global_id, Err(StoreError::unavailable(DEPENDENCY, error)))),
+                _ => pieces.extend(<[_; 2]>::from(piece.split_at(piece.len() / 2))),
+            },
+        }
+    }
+    let verdict = |user: &&NewUser| match created.remove(&user.global_id) {
+        Some(Ok(user)) => Ok(Ok(Outcome::User(user))),
+        Some(Err(error)) => {
+            created.insert(user.global_id, Err(error.repeat()));
+            Err(error)
+        }
+        None => Ok(Err(Refusal::UserExists { global_id: user.global_id })),
+    };
+    Ok(users.iter().map(verdict).collect())
 }
 
 #[async_trait]
 impl DirectoryStore for PostgresDirectory {
     async fn write(&self, command: Command) -> Result<Outcome, WriteError> {
-        let command = &command;
+        let command = match command {
+            Command::CreateUser(user) if user.zone_ids.is_empty() => return Ok(self.create(user).await??),
+            command => &{ command },
+        };
         let verdict = self
             .pool
             .run("directory_write", move |mut lease| async move {
@@ -69,6 +181,15 @@ impl DirectoryStore for PostgresDirectory {
                 let rows = client.query(&statement, &[]).await?;
                 let entries = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
                 Ok((lease, entries.collect::<Result<_, tokio_postgres::Error>>()?))
+            })
+            .await
+    }
+
+    async fn begin_epoch(&self) -> Result<(), StoreError> {
+        self.pool
+            .run("begin_epoch", move |mut lease| async move {
+                lease.client()?.execute("SELECT directory_begin_epoch()", &[]).await?;
+                Ok((lease, ()))
             })
             .await
     }

@@ -22,6 +22,12 @@ pub fn is_retryable(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(is_conflict)
 }
 
+/// Whether the server refused what a row holds (SQLSTATE classes 22 and 23): nothing of the statement
+/// was kept, and other rows may be fine.
+pub fn is_about_rows(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| code.code().starts_with("22") || code.code().starts_with("23"))
+}
+
 fn is_conflict(code: &SqlState) -> bool {
     *code == SqlState::T_R_SERIALIZATION_FAILURE || *code == SqlState::T_R_DEADLOCK_DETECTED
 }

@@ -22,8 +22,8 @@ use crate::store_error::StoreError;
 /// More changed keys than this are loaded together with everything else.
 const MAX_KEYS: i64 = 50_000;
 
-/// Did any transaction end at all? The cheapest question there is.
-const LOOK: &str = "SELECT pg_current_snapshot()::text";
+/// Did any transaction end at all, or is it another server? The cheapest question there is.
+const LOOK: &str = "SELECT pg_current_snapshot()::text, (SELECT born FROM directory_epoch)";
 
 /// $1: the cursor's xmax, $2: its running transactions, $3: its epoch, $4: `MAX_KEYS`.
 /// The first row (kind 0) is the moment itself; users are kind 1, zones kind 2. All of it is one
@@ -115,7 +115,8 @@ impl DirectoryFeed for Feed {
         within(self.limit, "changes_since", async {
             if !self.moving.load(Ordering::Relaxed) {
                 let row = self.client.query_one(&self.look, &[]).await?;
-                if is_snapshot(row.try_get(0)?, cursor) {
+                let born: Option<i64> = row.try_get(1)?;
+                if born == Some(cursor.epoch) && is_snapshot(row.try_get(0)?, cursor) {
                     return Ok(Ok(Progress::Unchanged(cursor.clone())));
                 }
             }
@@ -155,6 +156,10 @@ fn progress_of(rows: &[Row], before: &Cursor) -> Result<Result<Progress, StoreEr
     let Some(cursor) = parse_snapshot(moment.try_get(1)?, before.epoch) else {
         return Ok(Err(StoreError::corrupt(DEPENDENCY, "pg_current_snapshot() is not of the form xmin:xmax:list")));
     };
+    // One server only goes forward: this is a copy from before, put in its place.
+    if !before.is_within(&cursor) {
+        return Ok(Ok(Progress::Reset(ResetReason::Epoch)));
+    }
     let floor: Vec<Option<&str>> = moment.try_get(15)?;
     let floor = floor.first().copied().flatten().and_then(|floor| floor.parse::<u64>().ok());
     if floor.is_none_or(|floor| before.xmin < floor) {
@@ -215,10 +220,11 @@ fn changed_zone(row: &Row) -> Result<Zone, tokio_postgres::Error> {
 /// The locks come before the snapshot: a TRUNCATE that commits between the two would otherwise show
 /// the tables empty to a snapshot in which they are not.
 async fn read_everything(client: &mut Client) -> Result<Result<Loaded, StoreError>, tokio_postgres::Error> {
-    client.batch_execute("SET statement_timeout = 0").await?;
     client.execute("SELECT directory_ensure_epoch()", &[]).await?;
     let transaction =
         client.build_transaction().isolation_level(tokio_postgres::IsolationLevel::RepeatableRead).start().await?;
+    // For this transaction alone, whoever shares the session.
+    transaction.batch_execute("SET LOCAL statement_timeout = 0").await?;
     transaction.batch_execute(r#"LOCK TABLE "user", working_zone, user_zone_association IN ACCESS SHARE MODE"#).await?;
     let sql = "SELECT pg_current_snapshot()::text, (SELECT born FROM directory_epoch WHERE home = directory_home())";
     let moment = transaction.query_one(sql, &[]).await?;

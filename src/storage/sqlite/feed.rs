@@ -95,8 +95,8 @@ struct End {
 }
 
 fn find_end(connection: &Connection) -> rusqlite::Result<End> {
-    let sql = "SELECT (SELECT born FROM directory_epoch), (SELECT min(seq) FROM directory_change), \
-               (SELECT max(seq) FROM directory_change)";
+    let sql = "SELECT (SELECT born FROM directory_epoch), (SELECT coalesce(min(seq), 0) FROM directory_change), \
+               (SELECT coalesce(max(seq), 0) FROM directory_change)";
     connection
         .prepare_cached(sql)?
         .query_row([], |row| Ok(End { epoch: row.get(0)?, first: row.get(1)?, last: row.get(2)? }))
@@ -116,6 +116,9 @@ fn locate(connection: &Connection, cursor: &Cursor, end: &End) -> rusqlite::Resu
         return Ok(Err(ResetReason::Trimmed));
     }
     // A number that this log never gave: the file was restored, or the token is of a copy of it.
+    if at == end.last {
+        return Ok(Ok(at));
+    }
     let is_ours = connection.prepare_cached("SELECT 1 FROM directory_change WHERE seq = ?1")?.exists([at])?;
     Ok(if is_ours { Ok(at) } else { Err(ResetReason::Epoch) })
 }

@@ -82,6 +82,10 @@ impl DirectoryStore for Planted {
         self.store.read_users_dict().await
     }
 
+    async fn begin_epoch(&self) -> Result<(), StoreError> {
+        self.store.begin_epoch().await
+    }
+
     async fn open_feed(&self) -> Result<Arc<dyn DirectoryFeed>, StoreError> {
         let real = self.store.open_feed().await?;
         match &self.own_log {

@@ -1,6 +1,9 @@
 //! The real servers. A test that needs one asks here; without it the test says so and is left out,
 //! unless `REQUIRE_BACKENDS` names it: then its absence fails.
 
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 /// Tells which server a test had to do without. Ends the test that calls it by `return`.
@@ -155,7 +158,16 @@ fn find_server(name: &str, variable: &str) -> Option<String> {
             !required.split(',').any(|one| one.trim() == name),
             "REQUIRE_BACKENDS names {name}, but {variable} is not set"
         );
-        eprintln!("left out: needs {name}; `./dev test` starts it, or set {variable}");
+        tell_once(name, variable);
     }
     value
+}
+
+/// The test runner hides what passing tests print; what was left out must be seen, so it goes past it.
+fn tell_once(name: &str, variable: &str) {
+    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if TOLD.lock().expect("no panic").insert(name.to_owned()) {
+        let told = format!("\nLEFT OUT: all tests that need {name}. `./dev test` runs them, or set {variable}.\n");
+        std::io::stderr().write_all(told.as_bytes()).expect("standard error can be written");
+    }
 }
