@@ -74,6 +74,8 @@ pub struct Changes {
     pub users: Vec<(i64, Option<User>)>,
     /// By `zone_id`; `None`: the zone is gone.
     pub zones: Vec<(Arc<str>, Option<Zone>)>,
+    /// The `global_id` of every user that was written since, also of those that came and went.
+    pub global_ids: Vec<i64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -106,7 +106,7 @@ impl DirectoryFeed for Feed {
             return Ok(Progress::Unchanged(moment));
         }
         let users = vec![(1, Some(Database::user(version)))];
-        Ok(Progress::Changed(Changes { cursor: moment, users, zones: Vec::new() }))
+        Ok(Progress::Changed(Changes { cursor: moment, users, zones: Vec::new(), global_ids: vec![1] }))
     }
 
     async fn changed_users_since(&self, _cursor: &Cursor) -> Result<Option<Vec<i64>>, StoreError> {

@@ -26,13 +26,14 @@ const MAX_KEYS: i64 = 50_000;
 const LOOK: &str = "SELECT pg_current_snapshot()::text, (SELECT born FROM directory_epoch)";
 
 /// $1: the cursor's xmax, $2: its running transactions, $3: its epoch, $4: `MAX_KEYS`.
-/// The first row (kind 0) is the moment itself; users are kind 1, zones kind 2. All of it is one
+/// The first row (kind 0) is the moment itself, with the floor and the written global ids where others
+/// have their zones; users are kind 1, zones kind 2. All of it is one
 /// statement, so it has one snapshot, the one that `pg_current_snapshot()` names.
 const CHANGES: &str = r#"
 WITH epoch AS (
     SELECT born, floor FROM directory_epoch WHERE home = directory_home()
 ), log AS MATERIALIZED (
-    SELECT user_id, zone_id FROM directory_change
+    SELECT user_id, global_id, zone_id FROM directory_change
     WHERE (xid >= $1::text::xid8 OR xid = ANY ($2::text[]::xid8[])) AND (SELECT born FROM epoch) = $3
     LIMIT $4::bigint + 1
 ), users AS (
@@ -44,7 +45,9 @@ SELECT 0 AS kind, pg_current_snapshot()::text AS key, NULL AS name, NULL::timest
     NULL::timestamptz AS updated_at, NULL::float8 AS x1, NULL::float8 AS y1, NULL::float8 AS x2, NULL::float8 AS y2,
     NULL::float8 AS x3, NULL::float8 AS y3, NULL::float8 AS x4, NULL::float8 AS y4,
     (SELECT born FROM epoch) AS id, (SELECT count(*) FROM log) AS global_id,
-    ARRAY[(SELECT floor::text FROM epoch)] AS zone_ids,
+    (SELECT floor::text FROM epoch) || ARRAY(
+        SELECT DISTINCT global_id::text FROM log WHERE global_id IS NOT NULL AND (SELECT count(*) FROM log) <= $4::bigint
+    ) AS zone_ids,
     EXISTS (SELECT FROM log WHERE user_id IS NULL AND zone_id IS NULL) AS flag
 UNION ALL
 SELECT 1, NULL, u.name, u.created_at, u.updated_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
@@ -161,7 +164,8 @@ fn progress_of(rows: &[Row], before: &Cursor) -> Result<Result<Progress, StoreEr
         return Ok(Ok(Progress::Reset(ResetReason::Epoch)));
     }
     let floor: Vec<Option<&str>> = moment.try_get(15)?;
-    let floor = floor.first().copied().flatten().and_then(|floor| floor.parse::<u64>().ok());
+    let mut numbers = floor.into_iter().flatten();
+    let floor = numbers.next().and_then(|floor| floor.parse::<u64>().ok());
     if floor.is_none_or(|floor| before.xmin < floor) {
         return Ok(Ok(Progress::Reset(ResetReason::Trimmed)));
     }
@@ -172,7 +176,8 @@ fn progress_of(rows: &[Row], before: &Cursor) -> Result<Result<Progress, StoreEr
     if keys == 0 {
         return Ok(Ok(Progress::Unchanged(cursor)));
     }
-    let mut changes = Changes { cursor, users: Vec::new(), zones: Vec::new() };
+    let global_ids = numbers.filter_map(|global_id| global_id.parse().ok()).collect();
+    let mut changes = Changes { cursor, users: Vec::new(), zones: Vec::new(), global_ids };
     for row in rows {
         let present: bool = row.try_get(16)?;
         match row.try_get::<_, i32>(0)? {

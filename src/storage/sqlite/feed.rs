@@ -140,7 +140,9 @@ fn changes_since(connection: &Connection, cursor: &Cursor) -> rusqlite::Result<(
     if keys > MAX_KEYS || everything > 0 {
         return Ok((Progress::Reset(ResetReason::Bulk), end));
     }
-    let mut changes = Changes { cursor: cursor_at(end.epoch, end.last), users: Vec::new(), zones: Vec::new() };
+    let global_ids = written_since(&transaction, at)?;
+    let cursor = cursor_at(end.epoch, end.last);
+    let mut changes = Changes { cursor, users: Vec::new(), zones: Vec::new(), global_ids };
     let sql = "SELECT DISTINCT user_id FROM directory_change WHERE seq > ?1 AND user_id IS NOT NULL";
     let mut statement = transaction.prepare_cached(sql)?;
     for id in statement.query_map([at], |row| row.get(0))? {
@@ -165,11 +167,14 @@ fn changed_users_since(connection: &Connection, cursor: &Cursor) -> rusqlite::Re
     if transaction.prepare_cached(sql)?.exists([at])? {
         return Ok(None);
     }
+    written_since(&transaction, at).map(Some)
+}
+
+fn written_since(connection: &Connection, at: i64) -> rusqlite::Result<Vec<i64>> {
     let sql =
         "SELECT DISTINCT global_id FROM directory_change WHERE seq > ?1 AND global_id IS NOT NULL ORDER BY global_id";
-    let mut statement = transaction.prepare_cached(sql)?;
-    let ids = statement.query_map([at], |row| row.get(0))?;
-    ids.collect::<rusqlite::Result<_>>().map(Some)
+    let mut statement = connection.prepare_cached(sql)?;
+    statement.query_map([at], |row| row.get(0))?.collect()
 }
 
 fn read_everything(connection: &Connection) -> rusqlite::Result<Loaded> {

@@ -280,7 +280,7 @@ impl DirectoryFeed for LogFeed {
         if users.is_empty() {
             return Ok(Progress::Unchanged(cursor));
         }
-        Ok(Progress::Changed(Changes { cursor, users, zones: Vec::new() }))
+        Ok(Progress::Changed(Changes { cursor, users, zones: Vec::new(), global_ids: Vec::new() }))
     }
 
     async fn changed_users_since(&self, _cursor: &Cursor) -> Result<Option<Vec<i64>>, StoreError> {
