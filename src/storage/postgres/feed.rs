@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
@@ -21,6 +21,9 @@ use crate::store_error::StoreError;
 
 /// More changed keys than this are loaded together with everything else.
 const MAX_KEYS: i64 = 50_000;
+
+/// A look that takes longer is not worth it: see `Feed::far`. It is tried again with the next session.
+const FAR: Duration = Duration::from_millis(10);
 
 /// Did any transaction end at all, or is it another server? The cheapest question there is.
 const LOOK: &str = "SELECT pg_current_snapshot()::text, (SELECT born FROM directory_epoch)";
@@ -81,6 +84,8 @@ pub struct Feed {
     limit: Duration,
     /// Whether the last look found that something had moved: then the look is not worth its trip.
     moving: AtomicBool,
+    /// Whether the server is so far away that a second trip costs more than any question.
+    far: AtomicBool,
 }
 
 impl Feed {
@@ -102,6 +107,7 @@ impl Feed {
             changed_ids,
             limit,
             moving: AtomicBool::new(true),
+            far: AtomicBool::new(false),
         })
     }
 }
@@ -116,8 +122,10 @@ impl DirectoryFeed for Feed {
 
     async fn changes_since(&self, cursor: &Cursor) -> Result<Progress, StoreError> {
         within(self.limit, "changes_since", async {
-            if !self.moving.load(Ordering::Relaxed) {
+            if !self.moving.load(Ordering::Relaxed) && !self.far.load(Ordering::Relaxed) {
+                let begun_at = Instant::now();
                 let row = self.client.query_one(&self.look, &[]).await?;
+                self.far.store(begun_at.elapsed() > FAR, Ordering::Relaxed);
                 let born: Option<i64> = row.try_get(1)?;
                 if born == Some(cursor.epoch) && is_snapshot(row.try_get(0)?, cursor) {
                     return Ok(Ok(Progress::Unchanged(cursor.clone())));
