@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 use unified_backend::alerts::decode::{DecodeLimits, decode};
 use unified_backend::alerts::types::{
-    AlertColumns, AlertQuery, AppendBatch, Appended, DeadLetter, Direction, NewAlert, PartitionAdvance, PartitionClaim,
-    Source, StoredAlert,
+    AlertColumns, AlertPage, AlertQuery, AppendBatch, Appended, DeadLetter, Direction, NewAlert, PartitionAdvance,
+    PartitionClaim, Source, StoredAlert,
 };
 use unified_backend::alerts::{AlertLog, AppendError, Doorbell};
 use unified_backend::config::Config;
@@ -97,7 +97,7 @@ impl AlertLog for Planted {
         Ok(appended)
     }
 
-    async fn list_alerts(&self, query: &AlertQuery) -> Result<Vec<StoredAlert>, StoreError> {
+    async fn list_alerts(&self, query: &AlertQuery) -> Result<AlertPage, StoreError> {
         if let (Plant::SequenceCursor(client), Direction::After(after)) = (&self.plant, query.direction) {
             let sql = "SELECT id, body FROM planted_alert WHERE id > $1 ORDER BY id";
             let rows = client.query(sql, &[&after]).await.expect("rows");
@@ -110,13 +110,14 @@ impl AlertLog for Planted {
                 user_name: None,
                 body: row.get::<_, String>(1).into(),
             };
-            return Ok(rows.iter().map(alert).collect());
+            return Ok(AlertPage { alerts: rows.iter().map(alert).collect(), is_cut: false });
         }
-        let mut found = self.real.list_alerts(query).await?;
+        let mut page = self.real.list_alerts(query).await?;
         if matches!(self.plant, Plant::ShortPages) {
-            found.truncate(query.limit as usize / 2);
+            page.alerts.truncate(query.limit as usize / 2);
+            page.is_cut = false;
         }
-        Ok(found)
+        Ok(page)
     }
 
     async fn last_seq(&self) -> Result<i64, StoreError> {
