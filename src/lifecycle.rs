@@ -15,6 +15,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 /// Cloned into everything that runs on its own.
 #[derive(Clone)]
@@ -109,7 +110,8 @@ impl Lifecycle {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        self.inner.work.spawn(future)
+        // Its lines belong to the request that asked for it.
+        self.inner.work.spawn(future.in_current_span())
     }
 
     /// Asks for the orderly stop. Idempotent.
