@@ -115,6 +115,9 @@ async fn unknown_paths_and_methods_say_so() {
             assert_eq!((&body["detail"], &body["code"]), (&json!("Method Not Allowed"), &json!("method_not_allowed")));
         }
     }
+    let metrics = rim.app.get("/metrics").await;
+    assert!(metrics.text().contains(r#"method="other",route="/health""#), "no time series for every word");
+    assert!(metrics.text().contains(r#"method="TRACE""#) && !metrics.text().contains("BREW"));
 }
 
 #[tokio::test]
@@ -209,7 +212,7 @@ async fn only_configured_origins_may_call_from_a_page() {
             (answer.status.as_u16(), answer.header("access-control-allow-origin")),
             (status, "https://ui.example")
         );
-        for header in ["etag", "dict-version", "x-total-count", "x-request-id", "retry-after"] {
+        for header in ["etag", "dict-version", "x-total-count", "x-request-id", "retry-after", "age", "cache-status"] {
             assert!(answer.header("access-control-expose-headers").contains(header), "{path}: {header}");
         }
         assert!(
@@ -420,6 +423,8 @@ async fn connections_over_the_limit_are_answered_503() {
         assert!(head.contains(&format!("content-length: {}", body.len())), "{refusal}");
         let body: serde_json::Value = serde_json::from_str(body).expect("JSON");
         assert_eq!(body["code"], "too_many_connections");
+        let id = body["request_id"].as_str().expect("an id");
+        assert!(id.len() == 32 && head.contains(&format!("x-request-id: {id}")), "{refusal}");
     }
     assert_eq!(rim.refused("full"), 10);
     drop(socket);
