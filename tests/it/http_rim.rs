@@ -433,6 +433,23 @@ async fn connections_over_the_limit_are_answered_503() {
 }
 
 #[tokio::test]
+async fn of_a_flood_over_the_limit_some_are_told_and_all_are_closed() {
+    let rim = Rim::start(&[("API_MAX_CONNECTIONS", "1")]).await;
+    // They are listened to for a second after the refusal, so these hold all that may be told at once.
+    let mut flood = Vec::new();
+    for _ in 0..300 {
+        flood.push(rim.connect().await);
+    }
+    let (mut told, mut closed) = (0, 0);
+    for mut stream in flood {
+        let answer = read_to_end(&mut stream).await;
+        *(if answer.starts_with("HTTP/1.1 503") { &mut told } else { &mut closed }) += 1;
+    }
+    assert!(told >= 64 && closed > 0, "{told} told, {closed} only closed");
+    assert_eq!(rim.refused("full"), 300);
+}
+
+#[tokio::test]
 async fn requests_come_in_many_shapes() {
     let rim = Rim::start(&[]).await;
     let pipelined = format!(
