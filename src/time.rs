@@ -50,9 +50,34 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// A page of users has hundreds of times in it, so the common ones are written digit by digit, which
+/// takes a fraction of what the formatter does.
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        let mut text = *b"0000-00-00T00:00:00.000000Z";
+        let days = self.0.div_euclid(86_400_000_000);
+        let in_day = self.0.rem_euclid(86_400_000_000);
+        let (year, month, day) = civil_from_days(days);
+        if !(0..=9999).contains(&year) {
+            return serializer.collect_str(self);
+        }
+        let (seconds, micros) = (in_day / 1_000_000, in_day % 1_000_000);
+        let fields = [
+            (year, 0..4),
+            (month, 5..7),
+            (day, 8..10),
+            (seconds / 3600, 11..13),
+            (seconds / 60 % 60, 14..16),
+            (seconds % 60, 17..19),
+            (micros, 20..26),
+        ];
+        for (mut number, place) in fields {
+            for digit in text[place].iter_mut().rev() {
+                *digit = b'0' + u8::try_from(number % 10).unwrap_or(0);
+                number /= 10;
+            }
+        }
+        serializer.serialize_str(std::str::from_utf8(&text).map_err(serde::ser::Error::custom)?)
     }
 }
 
@@ -80,6 +105,7 @@ mod tests {
         while micros < 253_402_300_000_000_000 {
             let expected = jiff::Timestamp::from_microsecond(micros).expect("in range");
             assert_eq!(Timestamp(micros).to_string(), format!("{expected:.6}"));
+            assert_eq!(serde_json::json!(Timestamp(micros)), format!("{expected:.6}"));
             micros += 26_297_999_999_983;
         }
     }

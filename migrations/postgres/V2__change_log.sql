@@ -16,12 +16,14 @@ CREATE UNLOGGED TABLE directory_epoch (
     born bigint NOT NULL,
     -- Rows of the log below this transaction may have been trimmed.
     floor xid8 NOT NULL DEFAULT '0',
-    -- Where the row was made: a dump that is restored elsewhere brings the row, but not its place.
+    -- Where the row was made, and by which run of the server: a dump that is restored elsewhere, or a copy
+    -- of the files, brings the row, but not its place.
     home text NOT NULL
 );
 
 CREATE FUNCTION directory_home() RETURNS text LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
     SELECT concat_ws('/', (SELECT system_identifier FROM pg_control_system()),
+        extract(epoch FROM pg_postmaster_start_time()),
         (SELECT oid FROM pg_database WHERE datname = current_database()), 'directory_epoch'::regclass::oid)
 $$;
 
@@ -42,6 +44,13 @@ BEGIN
     VALUES (('x' || left(md5(random()::text || clock_timestamp()::text || pg_backend_pid()::text), 15))::bit(60)::bigint,
         directory_home());
 END $$;
+
+-- Begins a new epoch because the log is known to have missed something: whoever holds a moment of the
+-- old one, here or elsewhere, is given everything.
+CREATE FUNCTION directory_begin_epoch() RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+    DELETE FROM directory_epoch;
+    SELECT directory_ensure_epoch();
+$$;
 
 CREATE FUNCTION directory_log_users() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
@@ -108,5 +117,42 @@ BEGIN
         EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER directory_log_update', logged.relation);
         EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER directory_log_delete', logged.relation);
         EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER directory_log_truncate', logged.relation);
+    END LOOP;
+END $$;
+
+-- What a subscription applies fires the triggers of rows alone, and only those made for replicas. In the
+-- other sessions these cost nothing.
+CREATE FUNCTION directory_log_row() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    IF TG_TABLE_NAME = 'user' THEN
+        IF TG_OP <> 'INSERT' THEN INSERT INTO directory_change (user_id, global_id) VALUES (OLD.id, OLD.global_id); END IF;
+        IF TG_OP <> 'DELETE' THEN INSERT INTO directory_change (user_id, global_id) VALUES (NEW.id, NEW.global_id); END IF;
+    ELSIF TG_TABLE_NAME = 'working_zone' THEN
+        IF TG_OP <> 'INSERT' THEN INSERT INTO directory_change (zone_id) VALUES (OLD.zone_id); END IF;
+        IF TG_OP <> 'DELETE' THEN INSERT INTO directory_change (zone_id) VALUES (NEW.zone_id); END IF;
+    ELSE
+        IF TG_OP <> 'INSERT' THEN INSERT INTO directory_change (user_id) VALUES (OLD.user_id); END IF;
+        IF TG_OP <> 'DELETE' THEN INSERT INTO directory_change (user_id) VALUES (NEW.user_id); END IF;
+    END IF;
+    RETURN NULL;
+END $$;
+DO $$
+DECLARE logged text;
+BEGIN
+    FOREACH logged IN ARRAY ARRAY['user', 'working_zone', 'user_zone_association'] LOOP
+        EXECUTE format('CREATE TRIGGER directory_log_row AFTER INSERT OR UPDATE OR DELETE ON %I FOR EACH ROW EXECUTE FUNCTION directory_log_row()', logged);
+        EXECUTE format('ALTER TABLE %I ENABLE REPLICA TRIGGER directory_log_row', logged);
+    END LOOP;
+END $$;
+
+-- A temporary table of the same name must not stand in for ours: without this it would come first.
+DO $$
+DECLARE made regprocedure;
+BEGIN
+    FOR made IN
+        SELECT oid FROM pg_proc WHERE pronamespace = current_schema()::regnamespace
+            AND (proname LIKE 'directory\_%' OR proname IN ('touch_row', 'touch_users_of_assignments'))
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = %I, pg_temp', made, current_schema());
     END LOOP;
 END $$;

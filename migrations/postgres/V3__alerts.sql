@@ -83,21 +83,31 @@ BEGIN
     INSERT INTO dead_letter (topic, "partition", "offset", reason, size, raw)
         SELECT * FROM unnest(letter_topics, letter_partitions, letter_offsets, letter_reasons, letter_sizes, letter_raws);
 
-    WITH incoming AS (
-        SELECT *, row_number() OVER (PARTITION BY event_id ORDER BY ordinal) AS occurrence
-        FROM unnest(bodies, occurred, sources, zones, users, statuses, cameras, names, events) WITH ORDINALITY
-            AS i(body, occurred_at, source, zone_id, user_id, status, camera_id, user_name, event_id, ordinal)
-    ), numbered AS (
-        SELECT *, last + row_number() OVER (ORDER BY ordinal) AS seq FROM incoming AS i
-        WHERE event_id IS NULL
-            OR (occurrence = 1 AND NOT EXISTS (SELECT 1 FROM alert AS a WHERE a.event_id = i.event_id))
-    ), inserted AS (
-        INSERT INTO alert (seq, occurred_at, source, zone_id, user_id, status, camera_id, user_name, event_id, body)
-        SELECT seq, occurred_at, source, zone_id, user_id, status, camera_id, user_name, event_id, body
-        FROM numbered ORDER BY seq
-    )
-    SELECT array_agg(n.seq ORDER BY i.ordinal), count(n.seq) INTO seqs, count
-        FROM incoming AS i LEFT JOIN numbered AS n USING (ordinal);
+    -- Most detectors name no events: then every alert is new, and its number is its place.
+    IF array_remove(events, NULL) = '{}' THEN
+        INSERT INTO alert (seq, occurred_at, source, zone_id, user_id, status, camera_id, user_name, body)
+            SELECT last + ordinal, occurred_at, source, zone_id, user_id, status, camera_id, user_name, body
+            FROM unnest(bodies, occurred, sources, zones, users, statuses, cameras, names) WITH ORDINALITY
+                AS i(body, occurred_at, source, zone_id, user_id, status, camera_id, user_name, ordinal);
+        GET DIAGNOSTICS count = ROW_COUNT;
+        seqs := ARRAY(SELECT last + place FROM generate_series(1, count) AS place);
+    ELSE
+        WITH incoming AS (
+            SELECT *, row_number() OVER (PARTITION BY event_id ORDER BY ordinal) AS occurrence
+            FROM unnest(bodies, occurred, sources, zones, users, statuses, cameras, names, events) WITH ORDINALITY
+                AS i(body, occurred_at, source, zone_id, user_id, status, camera_id, user_name, event_id, ordinal)
+        ), numbered AS (
+            SELECT *, last + row_number() OVER (ORDER BY ordinal) AS seq FROM incoming AS i
+            WHERE event_id IS NULL
+                OR (occurrence = 1 AND NOT EXISTS (SELECT 1 FROM alert AS a WHERE a.event_id = i.event_id))
+        ), inserted AS (
+            INSERT INTO alert (seq, occurred_at, source, zone_id, user_id, status, camera_id, user_name, event_id, body)
+            SELECT seq, occurred_at, source, zone_id, user_id, status, camera_id, user_name, event_id, body
+            FROM numbered ORDER BY seq
+        )
+        SELECT array_agg(n.seq ORDER BY i.ordinal), count(n.seq) INTO seqs, count
+            FROM incoming AS i LEFT JOIN numbered AS n USING (ordinal);
+    END IF;
     IF count > 0 THEN
         UPDATE alert_log SET last_seq = last + count;
     END IF;

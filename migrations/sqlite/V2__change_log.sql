@@ -25,7 +25,7 @@ CREATE VIEW directory_changed AS SELECT user_id, global_id, zone_id FROM directo
 CREATE TRIGGER directory_changed_insert INSTEAD OF INSERT ON directory_changed
 BEGIN
     INSERT INTO directory_change (seq, user_id, global_id, zone_id) VALUES (
-        (SELECT max(seq) FROM directory_change) + 1 + (random() & 1048575), NEW.user_id, NEW.global_id, NEW.zone_id
+        (SELECT coalesce(max(seq), 0) FROM directory_change) + 1 + (random() & 1048575), NEW.user_id, NEW.global_id, NEW.zone_id
     );
 END;
 

@@ -25,13 +25,19 @@ pub async fn run(directory: Directory, interval: Duration, metrics: Arc<Metrics>
             () = closing.cancelled() => return Ok(()),
             outcome = audit(&directory) => outcome,
         };
+        let result = match &outcome {
+            Ok(Verdict::Equal) => "equal",
+            Ok(Verdict::Different) => "different",
+            Ok(Verdict::Busy) => "busy",
+            Err(_) => "failed",
+        };
+        metrics.directory_audits.with_label_values(&[result]).inc();
         match outcome {
             Ok(Verdict::Equal) => tracing::debug!("the replica equals the tables"),
             Ok(Verdict::Busy) => {
                 tracing::info!("no quiet moment to compare the replica with the tables; tried again later")
             }
             Ok(Verdict::Different) => {
-                metrics.directory_audit_differences.inc();
                 tracing::error!(
                     "the replica differs from the tables: the change log missed a write (are its triggers enabled? \
                      run `unified-backend doctor`); loading everything anew"

@@ -15,27 +15,38 @@ const REMEMBERED_IDS: usize = 100_000;
 pub struct DictHistory {
     /// Every change after this moment is remembered.
     floor: Cursor,
-    /// Oldest first: the moment by which these ids had changed.
-    changes: Vector<(Cursor, Arc<[i64]>)>,
+    /// Oldest first.
+    steps: Vector<Arc<Step>>,
     ids: usize,
+}
+
+/// From one moment of this replica to its next.
+struct Step {
+    from: Cursor,
+    to: Cursor,
+    /// Whose entry at `to` is another one than at `from`.
+    changed: Box<[i64]>,
+    /// Whose entry was written in between, also where it is again what it was: a client that holds a
+    /// moment inside the step, given to it by another instance, may have seen the one between.
+    written: Box<[i64]>,
 }
 
 impl DictHistory {
     pub fn starting_at(floor: Cursor) -> Self {
-        Self { floor, changes: Vector::new(), ids: 0 }
+        Self { floor, steps: Vector::new(), ids: 0 }
     }
 
-    /// With the changes that were brought by the step to `cursor`.
-    pub fn with(&self, cursor: Cursor, ids: Vec<i64>) -> Self {
+    /// With one step more.
+    pub fn with(&self, from: Cursor, to: Cursor, changed: Vec<i64>, written: Vec<i64>) -> Self {
         let mut next = self.clone();
-        if !ids.is_empty() {
-            next.ids += ids.len();
-            next.changes.push_back((cursor, ids.into()));
+        if !changed.is_empty() || !written.is_empty() {
+            next.ids += changed.len() + written.len();
+            next.steps.push_back(Arc::new(Step { from, to, changed: changed.into(), written: written.into() }));
         }
         while next.ids > REMEMBERED_IDS {
-            let Some((cursor, ids)) = next.changes.pop_front() else { break };
-            next.ids -= ids.len();
-            next.floor = cursor;
+            let Some(step) = next.steps.pop_front() else { break };
+            next.ids -= step.changed.len() + step.written.len();
+            next.floor = step.to.clone();
         }
         next
     }
@@ -46,8 +57,13 @@ impl DictHistory {
         if !self.floor.is_within(since) {
             return None;
         }
-        let newer = self.changes.iter().rev().take_while(|(cursor, _)| !cursor.is_within(since));
-        let ids: BTreeSet<i64> = newer.flat_map(|(_, ids)| ids.iter().copied()).collect();
+        let mut ids = BTreeSet::new();
+        for step in self.steps.iter().rev().take_while(|step| !step.to.is_within(since)) {
+            ids.extend(&step.changed);
+            if !since.is_within(&step.from) {
+                ids.extend(&step.written);
+            }
+        }
         Some(ids.into_iter().collect())
     }
 }

@@ -158,8 +158,12 @@ impl Directory {
         self.store.read_users_dict().await
     }
 
-    /// Loads the replica anew; answers when it is there.
+    /// Forgets the past and loads the replica anew; answers when it is there. Other instances and clients
+    /// with tokens follow with their next question.
     pub async fn rebuild(&self) -> Result<(), StoreError> {
+        let store = self.store.clone();
+        let begun = self.lifecycle.spawn_work(async move { store.begin_epoch().await }).await;
+        begun.unwrap_or_else(|join| Err(StoreError::unavailable("database", join)))?;
         self.barrier.rebuild().await
     }
 

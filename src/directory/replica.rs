@@ -125,7 +125,8 @@ impl Snapshot {
             .map(|(global_id, _)| *global_id)
             .collect();
         let chunks = self.chunks_after(edits, &named);
-        let history = self.history.with(changes.cursor.clone(), named);
+        let (from, to) = (self.cursor.clone(), changes.cursor.clone());
+        let history = self.history.with(from, to, named, changes.global_ids.clone());
         Self::assemble(changes.cursor.clone(), chunks, global_ids, zone_members, zones, history)
     }
 

@@ -23,6 +23,10 @@ pub trait DirectoryStore: Send + Sync + 'static {
     /// The users dict as the database holds it at this moment, past every copy of ours.
     async fn read_users_dict(&self) -> Result<BTreeMap<i64, String>, StoreError>;
 
+    /// Begins a new epoch, because the log is known or suspected to have missed something: every cursor and
+    /// token of before, on every instance, is answered with everything.
+    async fn begin_epoch(&self) -> Result<(), StoreError>;
+
     /// Opens what the replica is validated against.
     async fn open_feed(&self) -> Result<Arc<dyn DirectoryFeed>, StoreError>;
 }
@@ -70,6 +74,8 @@ pub struct Changes {
     pub users: Vec<(i64, Option<User>)>,
     /// By `zone_id`; `None`: the zone is gone.
     pub zones: Vec<(Arc<str>, Option<Zone>)>,
+    /// The `global_id` of every user that was written since, also of those that came and went.
+    pub global_ids: Vec<i64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -116,8 +116,9 @@ impl Inbox {
             state.expected = Some(received.offset + 1);
             state.bytes += bytes;
             state.messages.push_back((Instant::now(), received));
+            // Before anyone can take it out and give it back.
+            self.budget.take(bytes);
         }
-        self.budget.take(bytes);
         self.arrived.notify_one();
         true
     }

@@ -203,7 +203,13 @@ impl Keeper {
                 attempts += 1;
                 self.pause(RETRY, attempts).await?;
             }
-            match self.judge(advance).await? {
+            let verdict = self.judge(advance).await.inspect_err(|_| {
+                // Whoever wakes up as a zombie hears of the end of its assignment before it is told whose it is.
+                if matches!(error, AppendError::Fenced(_)) {
+                    self.tools.shared.metrics.kafka_fenced.inc();
+                }
+            })?;
+            match verdict {
                 Verdict::Stored => break,
                 Verdict::TakenOver => return Err(Halt::TakenOver),
                 Verdict::Unmoved => {}

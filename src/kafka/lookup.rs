@@ -1,4 +1,4 @@
-//! Questions to the broker that take a round trip: asked off the runtime, bounded.
+//! Questions to the broker, or to the client, that wait for an answer: asked off the runtime, bounded.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -60,6 +60,12 @@ impl Lookup {
                 .any(|found| found.name() == topic && found.error().is_none() && !found.partitions().is_empty()))
         })
         .await
+    }
+
+    /// Wakes the client's own thread. It waits by the wall clock: where that is set back, it would sleep for
+    /// as long, without heartbeats, until something happens; this is something.
+    pub async fn nudge(&self) -> Result<(), String> {
+        self.ask(|consumer| consumer.assignment().map(drop).map_err(|error| error.to_string())).await
     }
 
     async fn ask<T: Send + 'static>(

@@ -29,6 +29,8 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(250);
 const TOPIC_INTERVAL: Duration = Duration::from_secs(2);
 /// How often ends are asked for while nothing is fetched.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(2);
+/// How often the client is kept from oversleeping. Well below the group's session timeout.
+const NUDGE_INTERVAL: Duration = Duration::from_secs(1);
 /// For batches under way.
 const FINISHING: Duration = Duration::from_secs(5);
 /// For the client to leave the group; a broker that is frozen is not waited for longer.
@@ -166,6 +168,8 @@ struct Report<'a> {
     looking: Option<JoinHandle<()>>,
     measure_again_at: Instant,
     measuring: Option<JoinHandle<()>>,
+    nudge_again_at: Instant,
+    nudging: Option<JoinHandle<()>>,
 }
 
 impl<'a> Report<'a> {
@@ -179,12 +183,15 @@ impl<'a> Report<'a> {
             looking: None,
             measure_again_at: now,
             measuring: None,
+            nudge_again_at: now,
+            nudging: None,
         }
     }
 
     fn tick(&mut self) {
         self.look_for_topics();
         self.measure_ends();
+        self.nudge();
         let Service { shared, health, config, .. } = self.service;
         let condition = shared.condition.lock().clone();
         let (state, detail) = judge(&condition, &config.bootstrap_servers, self.began_at.elapsed());
@@ -254,6 +261,19 @@ impl<'a> Report<'a> {
                 if let Ok(marks) = lookup.watermarks(tenure.key.clone()).await {
                     tenure.progress.lock().end = Some(marks.high);
                 }
+            }
+        }));
+    }
+
+    fn nudge(&mut self) {
+        if is_running(self.nudging.as_ref()) || Instant::now() < self.nudge_again_at {
+            return;
+        }
+        let Some(lookup) = self.lookup.clone() else { return };
+        self.nudge_again_at = Instant::now() + NUDGE_INTERVAL;
+        self.nudging = Some(tokio::spawn(async move {
+            if let Err(error) = lookup.nudge().await {
+                tracing::debug!(error, "the Kafka client is gone");
             }
         }));
     }

@@ -65,7 +65,7 @@ metrics! {
     directory_rebuilds: IntCounterVec = "directory_rebuilds_total" ["reason"], "Full loads of the replica.";
     directory_users: IntGauge = "directory_users", "Users in the replica.";
     directory_bytes: IntGauge = "directory_bytes", "Estimated memory of the replica.";
-    directory_audit_differences: IntCounter = "directory_audit_differences_total", "Audits that found the replica different from the tables.";
+    directory_audits: IntCounterVec = "directory_audits_total" ["result"], "Comparisons of the replica with the tables: equal, different, busy, failed.";
 
     mirror_lag_seconds: Gauge = "mirror_lag_seconds", "Age of the oldest change that the Redis hash lacks.";
     mirror_writes: IntCounterVec = "mirror_writes_total" ["result"], "Updates of the Redis hash: delta, rebuild, renewed, lost, failed.";

@@ -8,7 +8,9 @@ mod workload;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::workload::{Plan, Workload};
+use tokio_util::sync::CancellationToken;
+
+use self::workload::{Plan, Slot, Workload};
 use crate::history::Violation;
 use crate::require_backend;
 use crate::support::app::TestApp;
@@ -51,44 +53,72 @@ async fn one_instance_on_sqlite_sees_its_own_writes_and_those_of_others() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn faults_make_reads_fail_but_never_lie() {
     let database = require_backend!(Database::postgres().await);
-    let url = database.url();
-    let (mut apps, mut proxies) = (Vec::new(), Vec::new());
+    let (mut apps, mut proxies, mut urls) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..3 {
-        let (proxy, url) = Proxy::in_front_of(&url).await;
-        let settings = [
-            ("DATABASE_URL", url.as_str()),
-            ("DIRECTORY_READ_DEADLINE_SECONDS", "0.5"),
-            ("DATABASE_OPERATION_TIMEOUT_SECONDS", "1"),
-        ];
-        apps.push(TestApp::start_ready(&database, &settings).await);
+        let (proxy, url) = Proxy::in_front_of(&database.url()).await;
+        apps.push(start_impatient(&url).await);
         proxies.push(proxy);
+        urls.push(url);
     }
     let plan = Plan { reads: 20_000, ..Plan::default() };
     let workload = Workload::new(plan, apps.iter().map(|app| app.state.directory.clone()).collect());
     workload.also_over_http(&apps);
-    let faults = tokio::spawn(async move {
-        let mut turn = 0_usize;
-        loop {
-            let proxy = &proxies[turn % proxies.len()];
-            match turn % 5 {
-                0 => proxy.cut(),
-                1 => proxy.freeze_open_connections(),
-                2 => fault(proxy, Network::AnswersLost).await,
-                3 => fault(proxy, Network::Frozen).await,
-                _ => fault(proxy, Network::Slow(Duration::from_millis(5))).await,
-            }
-            turn += 1;
-            tokio::time::sleep(Duration::from_millis(300)).await;
-        }
-    });
-    let report = workload.run(Some(&database)).await;
-    faults.abort();
+    let (slots, urls_and_apps) = (workload.slots(), urls.into_iter().zip(apps).collect());
+    let stop = CancellationToken::new();
+    let working = async {
+        let report = workload.run(Some(&database)).await;
+        stop.cancel();
+        report
+    };
+    let (report, kills) = tokio::join!(working, cause_faults(slots, proxies, urls_and_apps, &stop));
     assert_eq!(report.violations, [], "of {} reads", report.reads);
-    assert!(report.failed_reads > 0, "the faults were felt");
+    assert!(report.failed_reads > 0 && kills > 0, "the faults were felt");
     println!(
-        "{} reads against {} writes: none stale; {} reads and {} writes failed",
+        "{} reads against {} writes, {kills} kills: none stale; {} reads and {} writes failed",
         report.reads, report.writes, report.failed_reads, report.unknown_writes
     );
+}
+
+async fn start_impatient(url: &str) -> TestApp {
+    let settings = [
+        ("DATABASE_URL", url),
+        ("DIRECTORY_READ_DEADLINE_SECONDS", "0.5"),
+        ("DATABASE_OPERATION_TIMEOUT_SECONDS", "1"),
+    ];
+    TestApp::start_ready(&Database::sqlite(), &settings).await
+}
+
+/// One after the other, on each instance in turn; how many were killed and replaced.
+async fn cause_faults(
+    slots: Vec<Slot>,
+    proxies: Vec<Proxy>,
+    mut instances: Vec<(String, TestApp)>,
+    stop: &CancellationToken,
+) -> usize {
+    let mut kills = 0;
+    for turn in 0.. {
+        if stop.is_cancelled() {
+            break;
+        }
+        let index = turn % proxies.len();
+        let proxy = &proxies[index];
+        match turn % 7 {
+            0 | 5 => proxy.cut(),
+            1 => proxy.freeze_open_connections(),
+            2 => fault(proxy, Network::AnswersLost).await,
+            3 => fault(proxy, Network::Frozen).await,
+            4 => fault(proxy, Network::Slow(Duration::from_millis(5))).await,
+            _ => {
+                // Dropping it drops everything it was at.
+                let app = start_impatient(&instances[index].0).await;
+                *slots[index].lock().expect("no panic") = app.state.directory.clone();
+                instances[index].1 = app;
+                kills += 1;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    kills
 }
 
 async fn fault(proxy: &Proxy, network: Network) {

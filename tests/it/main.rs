@@ -10,6 +10,7 @@ mod directory_http;
 mod history;
 mod http_rim;
 mod kafka;
+mod kills;
 mod lifecycle;
 mod linearizability;
 mod migrations;

@@ -301,11 +301,15 @@ async fn a_trigger_that_somebody_disabled_is_found_by_the_audit() {
     let database = require_backend!(Database::postgres().await);
     let app = TestApp::start_ready(&database, &[("DIRECTORY_AUDIT_INTERVAL_SECONDS", "0.2")]).await;
     create_user(&app, 1).await.expect(200);
+    let token = app.get("/users-dict").await.header("dict-version").to_owned();
     database.execute(r#"ALTER TABLE "user" DISABLE TRIGGER directory_log_update"#).await;
     database.execute(r#"UPDATE "user" SET name = 'unseen'"#).await;
     eventually("the audit repairs the replica", async || app.get("/users-dict").await.expect(200)["1"] == "unseen")
         .await;
-    assert!(app.state.metrics.directory_audit_differences.get() >= 1);
+    assert!(audits(&app, "different") >= 1);
+    // What the log missed no token can be followed past.
+    let delta = app.get(&format!("/users-dict?since={token}")).await.expect(200);
+    assert_eq!((delta["reset"].as_bool(), &delta["set"]), (Some(true), &json!({ "1": "unseen" })));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -315,7 +319,12 @@ async fn an_audit_of_a_healthy_directory_finds_nothing() {
     for global_id in 0..50 {
         create_user(&app, global_id).await.expect(200);
     }
-    assert_eq!(app.state.metrics.directory_audit_differences.get(), 0);
+    eventually("it was audited", async || audits(&app, "equal") >= 2).await;
+    assert_eq!(audits(&app, "different"), 0);
+}
+
+fn audits(app: &TestApp, result: &str) -> u64 {
+    app.state.metrics.directory_audits.with_label_values(&[result]).get()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -334,4 +343,72 @@ async fn a_row_that_a_constraint_refuses_costs_its_neighbours_nothing() {
         assert_eq!(both, if global_id == 17 { [503, 503] } else { [200, 400] }, "global_id {global_id}");
     }
     assert_eq!(app.get("/users-dict").await.expect(200).as_object().map(serde_json::Map::len), Some(49));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_of_the_files_put_back_is_another_past() {
+    let cluster = require_backend!(Cluster::start());
+    let app = TestApp::start_ready(&Database::sqlite(), &[("DATABASE_URL", &cluster.url())]).await;
+    create_user(&app, 1).await.expect(200);
+    cluster.stop();
+    cluster.copy_files();
+    cluster.resume();
+    eventually("users are created again", async || create_user(&app, 2).await.status == 200).await;
+    let token = app.get("/users-dict").await.header("dict-version").to_owned();
+    cluster.stop();
+    cluster.put_copy_back();
+    cluster.resume();
+    until_it_reads(&app).await;
+    assert_eq!(app.get("/users-dict").await.expect(200), json!({ "1": "person 1" }));
+    create_user(&app, 3).await.expect(200);
+    let delta = app.get(&format!("/users-dict?since={token}")).await.expect(200);
+    assert_eq!((delta["reset"].as_bool(), &delta["set"]), (Some(true), &json!({ "1": "person 1", "3": "person 3" })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_subscription_applies_is_seen_by_the_next_read() {
+    let cluster = require_backend!(Cluster::start());
+    let app = TestApp::start_ready(&Database::sqlite(), &[("DATABASE_URL", &cluster.url())]).await;
+    let connect = async |url: String| {
+        let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.expect("PostgreSQL");
+        tokio::spawn(connection);
+        client
+    };
+    let target = connect(cluster.url()).await;
+    target.batch_execute("CREATE DATABASE source").await.expect("a database");
+    let source_url = format!("{}/source", cluster.url().trim_end_matches("/postgres"));
+    let source = connect(source_url.clone()).await;
+    let sql = r#"CREATE TABLE "user" (id bigint PRIMARY KEY, global_id bigint, name text);
+        CREATE PUBLICATION people FOR TABLE "user";"#;
+    source.batch_execute(sql).await.expect("a publication");
+    source.batch_execute("SELECT pg_create_logical_replication_slot('people', 'pgoutput')").await.expect("a slot");
+    let subscription = format!(
+        "CREATE SUBSCRIPTION people CONNECTION '{source_url}' PUBLICATION people WITH (create_slot = false, copy_data = false)"
+    );
+    target.batch_execute(&subscription).await.expect("a subscription");
+    let applied = async |name: &str| {
+        let sql = r#"SELECT count(*) FROM "user" WHERE name = $1"#;
+        eventually("the change is applied", async || {
+            target.query_one(sql, &[&name]).await.expect("a count").get::<_, i64>(0) == 1
+        })
+        .await;
+    };
+    source.batch_execute(r#"INSERT INTO "user" VALUES (700, 7, 'sent')"#).await.expect("an insert");
+    applied("sent").await;
+    assert_eq!(app.get("/users-dict").await.expect(200), json!({ "7": "sent" }));
+    source.batch_execute(r#"UPDATE "user" SET name = 'sent again'"#).await.expect("an update");
+    applied("sent again").await;
+    assert_eq!(app.get("/users-dict").await.expect(200), json!({ "7": "sent again" }));
+    target.batch_execute("ALTER SUBSCRIPTION people DISABLE").await.expect("disabled");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_temporary_table_of_the_same_name_swallows_nothing() {
+    let database = require_backend!(Database::postgres().await);
+    let app = TestApp::start_ready(&database, &[]).await;
+    create_user(&app, 1).await.expect(200);
+    let sql =
+        r#"CREATE TEMP TABLE directory_change (LIKE directory_change INCLUDING ALL); UPDATE "user" SET name = 'seen'"#;
+    database.execute(sql).await;
+    assert_eq!(app.get("/users-dict").await.expect(200)["1"], "seen");
 }

@@ -44,11 +44,14 @@ impl Model {
     /// One transaction; the keys it touched are read again afterwards, as a feed does.
     fn transact(&mut self, steps: &[Step]) -> Changes {
         let (mut users, mut zones) = (BTreeSet::new(), BTreeSet::new());
+        let before = self.users.clone();
         for step in steps {
             self.step(step, &mut users, &mut zones);
         }
         self.moment += 1;
+        let both = |id: &i64| [before.get(id), self.users.get(id)].into_iter().flatten().map(|user| user.global_id);
         Changes {
+            global_ids: users.iter().flat_map(both).collect(),
             cursor: self.cursor(),
             users: users.into_iter().map(|id| (id, self.users.get(&id).cloned())).collect(),
             zones: zones.into_iter().map(|zone_id| (zone_id.clone(), self.zones.get(&zone_id).cloned())).collect(),
@@ -183,6 +186,53 @@ proptest! {
         for (since, mut dict) in past {
             for global_id in snapshot.find_dict_changes(&since, snapshot.cursor()).expect("remembered") {
                 match snapshot.find_user_by_global_id(global_id) {
+                    Some(user) => dict.insert(global_id, user.name.to_string()),
+                    None => dict.remove(&global_id),
+                };
+            }
+            prop_assert_eq!(&dict, &now);
+        }
+    }
+}
+
+/// What a feed brings that was asked once for several transactions.
+fn merge(several: &[Changes]) -> Changes {
+    let (mut users, mut zones, mut global_ids) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+    for changes in several {
+        users.extend(changes.users.iter().cloned());
+        zones.extend(changes.zones.iter().cloned());
+        global_ids.extend(&changes.global_ids);
+    }
+    let cursor = several.last().expect("some").cursor.clone();
+    let (users, zones) = (users.into_iter().collect(), zones.into_iter().collect());
+    Changes { cursor, users, zones, global_ids: global_ids.into_iter().collect() }
+}
+
+proptest! {
+    #[test]
+    fn a_token_of_another_instance_is_followed_past_what_came_and_went(
+        transactions in steps(), jumps in prop::collection::vec(1..4_usize, 40),
+    ) {
+        let mut model = Model::default();
+        let (mut often, mut seldom) = (Snapshot::load(model.loaded()), Snapshot::load(model.loaded()));
+        let mut tokens = vec![(often.cursor().clone(), dict_of(&often))];
+        let (mut held, mut jumps) = (Vec::new(), jumps.into_iter());
+        let mut jump = jumps.next();
+        for transaction in &transactions {
+            let changes = model.transact(transaction);
+            often = often.apply(&changes);
+            tokens.push((often.cursor().clone(), dict_of(&often)));
+            held.push(changes);
+            if Some(held.len()) == jump {
+                seldom = seldom.apply(&merge(&held));
+                held.clear();
+                jump = jumps.next();
+            }
+        }
+        let now = dict_of(&seldom);
+        for (since, mut dict) in tokens.into_iter().filter(|(since, _)| since.is_within(seldom.cursor())) {
+            for global_id in seldom.find_dict_changes(&since, seldom.cursor()).expect("remembered") {
+                match seldom.find_user_by_global_id(global_id) {
                     Some(user) => dict.insert(global_id, user.name.to_string()),
                     None => dict.remove(&global_id),
                 };

@@ -28,7 +28,7 @@ const MAX_FLIGHTS: usize = 16;
 /// A new validation begins at most this often while another one is under way.
 const MIN_PACE: Duration = Duration::from_micros(250);
 /// ... or every such part of a round trip, which is what a reader waits on top of its own.
-const PACE_DIVISOR: u32 = 8;
+const PACE_DIVISOR: u32 = 16;
 /// How often a snapshot takes over a moved cursor although its content did not change: tokens of
 /// clients stay young enough for the log, entity tags and followers are left alone.
 const CURSOR_REFRESH: Duration = Duration::from_secs(30);
@@ -39,6 +39,10 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 /// More changed rows than this are applied off the runtime's threads.
 const ROWS_APPLIED_INLINE: usize = 2_000;
+/// After so many validations in a row that took too long, everything is loaded instead.
+const DEADLINES_BEFORE_LOAD: u32 = 2;
+/// Without followers: often enough that the log still reaches back to the cursor.
+const IDLE_POLL: Duration = Duration::from_secs(60);
 /// A load may take long; nobody waits for it longer than for any read.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -53,6 +57,8 @@ pub struct Driver {
     outage: Option<Outage>,
     /// Whether a feed is open: then readers wait for it, however long the outage before it lasted.
     is_connected: bool,
+    /// Sessions in a row that ended because a validation took too long.
+    deadlines: u32,
     /// Smoothed round trip of a validation.
     round_trip: Duration,
     poll_pause: Duration,
@@ -98,6 +104,7 @@ impl Driver {
             metrics,
             replica: None,
             is_connected: false,
+            deadlines: 0,
             outage: Some(Outage { since: now(), error, told: true }),
             round_trip: Duration::ZERO,
             poll_pause: SHORTEST_POLL,
@@ -110,7 +117,8 @@ impl Driver {
             () = closing.cancelled() => {}
             never = self.keep_serving() => match never {},
         }
-        self.shared.rounds.answer_all(|| Err(stopping()));
+        self.shared.rounds.close(|| Err(stopping()));
+        self.shared.rebuild_requests.lock().clear();
         Ok(())
     }
 
@@ -119,6 +127,9 @@ impl Driver {
         loop {
             let Err(error) = self.session(&mut backoff).await;
             *self.shared.feed.lock() = None;
+            // Changes that are too many for a validation are not too many for a load.
+            let was_overdue = self.is_connected && matches!(error, StoreError::Deadline { .. });
+            self.deadlines = if was_overdue { self.deadlines + 1 } else { 0 };
             self.is_connected = false;
             self.metrics.directory_validations.with_label_values(&["failed"]).inc();
             self.begin_outage(error);
@@ -135,8 +146,15 @@ impl Driver {
         *self.shared.feed.lock() = Some(feed.clone());
         self.is_connected = true;
         let rebuild_requests = std::mem::take(&mut *self.shared.rebuild_requests.lock());
-        if self.replica.is_none() || !rebuild_requests.is_empty() {
-            self.load(&feed, if self.replica.is_none() { "start" } else { "requested" }, rebuild_requests).await?;
+        let reason = match (&self.replica, rebuild_requests.is_empty(), self.deadlines) {
+            (None, ..) => Some("start"),
+            (_, false, _) => Some("requested"),
+            (_, _, DEADLINES_BEFORE_LOAD..) => Some("overdue"),
+            _ => None,
+        };
+        if let Some(reason) = reason {
+            self.load(&feed, reason, rebuild_requests).await?;
+            self.deadlines = 0;
         }
         self.serve(&feed, backoff).await
     }
@@ -331,7 +349,7 @@ impl Driver {
 
     fn next_poll(&self, last_begun: Option<Instant>, moment: Instant) -> Option<Instant> {
         if self.shared.followers.load(Ordering::SeqCst) == 0 {
-            return None;
+            return Some(last_begun.map_or(moment + IDLE_POLL, |begun| begun + IDLE_POLL));
         }
         if self.shared.nudged.load(Ordering::SeqCst) {
             return Some(moment);

@@ -159,6 +159,9 @@ impl Barrier {
     pub async fn rebuild(&self) -> Result<(), StoreError> {
         let (sender, receiver) = oneshot::channel();
         self.shared.rebuild_requests.lock().push(sender);
+        if self.shared.rounds.is_closed() {
+            return Err(stopping());
+        }
         self.shared.wake.notify_one();
         receiver.await.unwrap_or_else(|_| Err(stopping()))
     }

@@ -43,12 +43,14 @@ struct State {
     wanted_since: Option<Instant>,
     /// Taken by the driver and not answered yet, oldest first, with the arrival of the first reader.
     taken: VecDeque<(Instant, Arc<Round>)>,
+    /// The collecting round is answered already, and no other follows.
+    is_closed: bool,
 }
 
 impl Rounds {
     /// `patience`: how long a reader waits at most.
     pub fn new(patience: Duration) -> Self {
-        let state = State { collecting: Round::new(1), wanted_since: None, taken: VecDeque::new() };
+        let state = State { collecting: Round::new(1), wanted_since: None, taken: VecDeque::new(), is_closed: false };
         Self { patience, state: Mutex::new(state) }
     }
 
@@ -119,10 +121,20 @@ impl Rounds {
         overdue.iter().for_each(|round| round.tell(answer()));
     }
 
-    /// Answers everyone.
-    pub fn answer_all(&self, answer: impl Fn() -> Answer) {
+    /// Answers everyone, also those who come later.
+    pub fn close(&self, answer: impl Fn() -> Answer) {
         let number = self.take();
-        self.answer_through(number, answer);
+        self.answer_through(number, &answer);
+        let last = {
+            let mut state = self.state.lock();
+            state.is_closed = true;
+            state.collecting.clone()
+        };
+        last.tell(answer());
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.state.lock().is_closed
     }
 
     fn deadline(&self, since: Instant, outage_since: Option<Instant>) -> Instant {

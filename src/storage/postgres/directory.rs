@@ -185,6 +185,15 @@ impl DirectoryStore for PostgresDirectory {
             .await
     }
 
+    async fn begin_epoch(&self) -> Result<(), StoreError> {
+        self.pool
+            .run("begin_epoch", move |mut lease| async move {
+                lease.client()?.execute("SELECT directory_begin_epoch()", &[]).await?;
+                Ok((lease, ()))
+            })
+            .await
+    }
+
     async fn open_feed(&self) -> Result<Arc<dyn DirectoryFeed>, StoreError> {
         // Before the migration there is nothing to follow.
         self.pool.until_usable().await;

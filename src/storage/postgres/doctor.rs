@@ -139,13 +139,13 @@ async fn examine_rights(client: &Client, user: &str, findings: &mut Vec<Finding>
 
 /// Without them reads would miss what SQL clients write.
 async fn examine_triggers(client: &Client, findings: &mut Vec<Finding>) -> Result<(), tokio_postgres::Error> {
-    let sql = r#"SELECT wanted.relation, wanted.name, t.tgenabled::text FROM (
-                     SELECT relation, 'directory_log_' || event AS name
+    let sql = r#"SELECT wanted.relation, wanted.name, t.tgenabled::text, wanted.state = 'R' FROM (
+                     SELECT relation, 'directory_log_' || event AS name, CASE event WHEN 'row' THEN 'R' ELSE 'A' END AS state
                      FROM unnest(ARRAY['user', 'working_zone', 'user_zone_association']) AS r(relation),
-                         unnest(ARRAY['insert', 'update', 'delete', 'truncate']) AS e(event)
+                         unnest(ARRAY['insert', 'update', 'delete', 'truncate', 'row']) AS e(event)
                  ) AS wanted
                  LEFT JOIN pg_trigger AS t ON t.tgrelid = to_regclass(quote_ident(wanted.relation)) AND t.tgname = wanted.name
-                 WHERE t.tgenabled IS DISTINCT FROM 'A' ORDER BY 1, 2"#;
+                 WHERE t.tgenabled::text IS DISTINCT FROM wanted.state ORDER BY 1, 2"#;
     let rows = client.query(sql, &[]).await?;
     for row in &rows {
         let (relation, name): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
@@ -154,14 +154,15 @@ async fn examine_triggers(client: &Client, findings: &mut Vec<Finding>) -> Resul
             None => ("is missing", "restore it from migrations/postgres, V2__change_log.sql".to_owned()),
             Some(state) => {
                 let what = if state == "D" { "is disabled" } else { "does not fire in every session" };
-                (what, format!("ALTER TABLE \"{relation}\" ENABLE ALWAYS TRIGGER {name}"))
+                let mode = if row.try_get(3)? { "REPLICA" } else { "ALWAYS" };
+                (what, format!("ALTER TABLE \"{relation}\" ENABLE {mode} TRIGGER {name}"))
             }
         };
         let detail = format!("the change log trigger {name} of \"{relation}\" {what}: changes could go unseen");
         findings.push(Finding::failure(SUBJECT, detail, remedy));
     }
     if rows.is_empty() {
-        findings.push(Finding::ok(SUBJECT, "every change of people and zones is logged (12 triggers, ENABLE ALWAYS)"));
+        findings.push(Finding::ok(SUBJECT, "every change of people and zones is logged (15 triggers)"));
     }
     Ok(())
 }

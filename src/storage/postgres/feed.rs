@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
@@ -22,17 +22,21 @@ use crate::store_error::StoreError;
 /// More changed keys than this are loaded together with everything else.
 const MAX_KEYS: i64 = 50_000;
 
-/// Did any transaction end at all? The cheapest question there is.
-const LOOK: &str = "SELECT pg_current_snapshot()::text";
+/// A look that takes longer is not worth it: see `Feed::far`. It is tried again with the next session.
+const FAR: Duration = Duration::from_millis(10);
+
+/// Did any transaction end at all, or is it another server? The cheapest question there is.
+const LOOK: &str = "SELECT pg_current_snapshot()::text, (SELECT born FROM directory_epoch)";
 
 /// $1: the cursor's xmax, $2: its running transactions, $3: its epoch, $4: `MAX_KEYS`.
-/// The first row (kind 0) is the moment itself; users are kind 1, zones kind 2. All of it is one
+/// The first row (kind 0) is the moment itself, with the floor and the written global ids where others
+/// have their zones; users are kind 1, zones kind 2. All of it is one
 /// statement, so it has one snapshot, the one that `pg_current_snapshot()` names.
 const CHANGES: &str = r#"
 WITH epoch AS (
     SELECT born, floor FROM directory_epoch WHERE home = directory_home()
 ), log AS MATERIALIZED (
-    SELECT user_id, zone_id FROM directory_change
+    SELECT user_id, global_id, zone_id FROM directory_change
     WHERE (xid >= $1::text::xid8 OR xid = ANY ($2::text[]::xid8[])) AND (SELECT born FROM epoch) = $3
     LIMIT $4::bigint + 1
 ), users AS (
@@ -44,7 +48,9 @@ SELECT 0 AS kind, pg_current_snapshot()::text AS key, NULL AS name, NULL::timest
     NULL::timestamptz AS updated_at, NULL::float8 AS x1, NULL::float8 AS y1, NULL::float8 AS x2, NULL::float8 AS y2,
     NULL::float8 AS x3, NULL::float8 AS y3, NULL::float8 AS x4, NULL::float8 AS y4,
     (SELECT born FROM epoch) AS id, (SELECT count(*) FROM log) AS global_id,
-    ARRAY[(SELECT floor::text FROM epoch)] AS zone_ids,
+    (SELECT floor::text FROM epoch) || ARRAY(
+        SELECT DISTINCT global_id::text FROM log WHERE global_id IS NOT NULL AND (SELECT count(*) FROM log) <= $4::bigint
+    ) AS zone_ids,
     EXISTS (SELECT FROM log WHERE user_id IS NULL AND zone_id IS NULL) AS flag
 UNION ALL
 SELECT 1, NULL, u.name, u.created_at, u.updated_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
@@ -78,6 +84,8 @@ pub struct Feed {
     limit: Duration,
     /// Whether the last look found that something had moved: then the look is not worth its trip.
     moving: AtomicBool,
+    /// Whether the server is so far away that a second trip costs more than any question.
+    far: AtomicBool,
 }
 
 impl Feed {
@@ -99,6 +107,7 @@ impl Feed {
             changed_ids,
             limit,
             moving: AtomicBool::new(true),
+            far: AtomicBool::new(false),
         })
     }
 }
@@ -113,9 +122,12 @@ impl DirectoryFeed for Feed {
 
     async fn changes_since(&self, cursor: &Cursor) -> Result<Progress, StoreError> {
         within(self.limit, "changes_since", async {
-            if !self.moving.load(Ordering::Relaxed) {
+            if !self.moving.load(Ordering::Relaxed) && !self.far.load(Ordering::Relaxed) {
+                let begun_at = Instant::now();
                 let row = self.client.query_one(&self.look, &[]).await?;
-                if is_snapshot(row.try_get(0)?, cursor) {
+                self.far.store(begun_at.elapsed() > FAR, Ordering::Relaxed);
+                let born: Option<i64> = row.try_get(1)?;
+                if born == Some(cursor.epoch) && is_snapshot(row.try_get(0)?, cursor) {
                     return Ok(Ok(Progress::Unchanged(cursor.clone())));
                 }
             }
@@ -155,8 +167,13 @@ fn progress_of(rows: &[Row], before: &Cursor) -> Result<Result<Progress, StoreEr
     let Some(cursor) = parse_snapshot(moment.try_get(1)?, before.epoch) else {
         return Ok(Err(StoreError::corrupt(DEPENDENCY, "pg_current_snapshot() is not of the form xmin:xmax:list")));
     };
+    // One server only goes forward: this is a copy from before, put in its place.
+    if !before.is_within(&cursor) {
+        return Ok(Ok(Progress::Reset(ResetReason::Epoch)));
+    }
     let floor: Vec<Option<&str>> = moment.try_get(15)?;
-    let floor = floor.first().copied().flatten().and_then(|floor| floor.parse::<u64>().ok());
+    let mut numbers = floor.into_iter().flatten();
+    let floor = numbers.next().and_then(|floor| floor.parse::<u64>().ok());
     if floor.is_none_or(|floor| before.xmin < floor) {
         return Ok(Ok(Progress::Reset(ResetReason::Trimmed)));
     }
@@ -167,7 +184,8 @@ fn progress_of(rows: &[Row], before: &Cursor) -> Result<Result<Progress, StoreEr
     if keys == 0 {
         return Ok(Ok(Progress::Unchanged(cursor)));
     }
-    let mut changes = Changes { cursor, users: Vec::new(), zones: Vec::new() };
+    let global_ids = numbers.filter_map(|global_id| global_id.parse().ok()).collect();
+    let mut changes = Changes { cursor, users: Vec::new(), zones: Vec::new(), global_ids };
     for row in rows {
         let present: bool = row.try_get(16)?;
         match row.try_get::<_, i32>(0)? {
@@ -215,10 +233,11 @@ fn changed_zone(row: &Row) -> Result<Zone, tokio_postgres::Error> {
 /// The locks come before the snapshot: a TRUNCATE that commits between the two would otherwise show
 /// the tables empty to a snapshot in which they are not.
 async fn read_everything(client: &mut Client) -> Result<Result<Loaded, StoreError>, tokio_postgres::Error> {
-    client.batch_execute("SET statement_timeout = 0").await?;
     client.execute("SELECT directory_ensure_epoch()", &[]).await?;
     let transaction =
         client.build_transaction().isolation_level(tokio_postgres::IsolationLevel::RepeatableRead).start().await?;
+    // For this transaction alone, whoever shares the session.
+    transaction.batch_execute("SET LOCAL statement_timeout = 0").await?;
     transaction.batch_execute(r#"LOCK TABLE "user", working_zone, user_zone_association IN ACCESS SHARE MODE"#).await?;
     let sql = "SELECT pg_current_snapshot()::text, (SELECT born FROM directory_epoch WHERE home = directory_home())";
     let moment = transaction.query_one(sql, &[]).await?;

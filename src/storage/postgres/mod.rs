@@ -53,6 +53,13 @@ pub fn start(
     })
 }
 
+/// Which transaction was the oldest one running, at what time.
+struct Oldest {
+    at: Instant,
+    epoch: i64,
+    xmin: String,
+}
+
 /// The one task of the engine: migrates, then probes and trims until the service closes.
 struct Keeper {
     url: Secret,
@@ -144,21 +151,26 @@ impl Keeper {
         }
     }
 
-    /// Deletes what no cursor younger than [`CHANGES_KEPT`] can need. `seen`: when which transaction
-    /// was the oldest one running. One instance at a time.
-    async fn trim(&self, seen: &mut VecDeque<(Instant, String)>) -> Result<(), StoreError> {
+    /// Deletes what no cursor younger than [`CHANGES_KEPT`] can need. One instance at a time.
+    async fn trim(&self, seen: &mut VecDeque<Oldest>) -> Result<(), StoreError> {
         let oldest = self.pool.run("trim_changes", move |mut lease| async move {
             let client = lease.client()?;
-            let row = client.query_one("SELECT pg_snapshot_xmin(pg_current_snapshot())::text", &[]).await?;
-            Ok((lease, row.try_get::<_, String>(0)?))
+            let sql = "SELECT born, pg_snapshot_xmin(pg_current_snapshot())::text FROM directory_epoch \
+                       WHERE home = directory_home()";
+            let row = client.query_opt(sql, &[]).await?;
+            let oldest = row.map(|row| Ok::<_, tokio_postgres::Error>((row.try_get(0)?, row.try_get(1)?)));
+            Ok((lease, oldest.transpose()?))
         });
-        seen.push_back((Instant::now(), oldest.await?));
+        let Some((epoch, xmin)) = oldest.await? else { return Ok(()) };
+        // Numbers of another epoch say nothing about this one's.
+        seen.retain(|oldest| oldest.epoch == epoch);
+        seen.push_back(Oldest { at: Instant::now(), epoch, xmin });
         let mut floor = None;
-        while seen.front().is_some_and(|(at, _)| at.elapsed() >= CHANGES_KEPT) {
-            floor = seen.pop_front().map(|(_, xmin)| xmin);
+        while seen.front().is_some_and(|oldest| oldest.at.elapsed() >= CHANGES_KEPT) {
+            floor = seen.pop_front().map(|oldest| oldest.xmin);
         }
         let Some(floor) = floor else { return Ok(()) };
-        let floor = &floor;
+        let (floor, epoch) = (&floor, &epoch);
         let deleted = self.pool.run("trim_changes", move |mut lease| async move {
             let client = lease.client()?;
             let transaction = client.transaction().await?;
@@ -167,10 +179,10 @@ impl Keeper {
                 transaction.rollback().await?;
                 return Ok((lease, 0));
             }
-            let sql = "UPDATE directory_epoch SET floor = $1::text::xid8 WHERE floor < $1::text::xid8";
-            transaction.execute(sql, &[floor]).await?;
-            let deleted =
-                transaction.execute("DELETE FROM directory_change WHERE xid < $1::text::xid8", &[floor]).await?;
+            let sql = "UPDATE directory_epoch SET floor = greatest(floor, $1::text::xid8) WHERE born = $2";
+            let raised = transaction.execute(sql, &[floor, epoch]).await?;
+            let sql = "DELETE FROM directory_change WHERE xid < $1::text::xid8 AND $2";
+            let deleted = transaction.execute(sql, &[floor, &(raised > 0)]).await?;
             transaction.commit().await?;
             Ok((lease, deleted))
         });

@@ -54,6 +54,11 @@ impl DirectoryStore for SqliteDirectory {
         self.pool.read("read_users_dict", work).await
     }
 
+    async fn begin_epoch(&self) -> Result<(), StoreError> {
+        let sql = "UPDATE directory_epoch SET born = random() & 0x0fffffffffffffff";
+        self.pool.write("begin_epoch", move |connection: &Opened| Ok(connection.execute(sql, [])?)).await.map(|_| ())
+    }
+
     async fn open_feed(&self) -> Result<Arc<dyn DirectoryFeed>, StoreError> {
         // Before the migration there is nothing to follow.
         self.pool.until_usable().await;

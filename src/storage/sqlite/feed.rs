@@ -95,8 +95,8 @@ struct End {
 }
 
 fn find_end(connection: &Connection) -> rusqlite::Result<End> {
-    let sql = "SELECT (SELECT born FROM directory_epoch), (SELECT min(seq) FROM directory_change), \
-               (SELECT max(seq) FROM directory_change)";
+    let sql = "SELECT (SELECT born FROM directory_epoch), (SELECT coalesce(min(seq), 0) FROM directory_change), \
+               (SELECT coalesce(max(seq), 0) FROM directory_change)";
     connection
         .prepare_cached(sql)?
         .query_row([], |row| Ok(End { epoch: row.get(0)?, first: row.get(1)?, last: row.get(2)? }))
@@ -116,6 +116,9 @@ fn locate(connection: &Connection, cursor: &Cursor, end: &End) -> rusqlite::Resu
         return Ok(Err(ResetReason::Trimmed));
     }
     // A number that this log never gave: the file was restored, or the token is of a copy of it.
+    if at == end.last {
+        return Ok(Ok(at));
+    }
     let is_ours = connection.prepare_cached("SELECT 1 FROM directory_change WHERE seq = ?1")?.exists([at])?;
     Ok(if is_ours { Ok(at) } else { Err(ResetReason::Epoch) })
 }
@@ -137,7 +140,9 @@ fn changes_since(connection: &Connection, cursor: &Cursor) -> rusqlite::Result<(
     if keys > MAX_KEYS || everything > 0 {
         return Ok((Progress::Reset(ResetReason::Bulk), end));
     }
-    let mut changes = Changes { cursor: cursor_at(end.epoch, end.last), users: Vec::new(), zones: Vec::new() };
+    let global_ids = written_since(&transaction, at)?;
+    let cursor = cursor_at(end.epoch, end.last);
+    let mut changes = Changes { cursor, users: Vec::new(), zones: Vec::new(), global_ids };
     let sql = "SELECT DISTINCT user_id FROM directory_change WHERE seq > ?1 AND user_id IS NOT NULL";
     let mut statement = transaction.prepare_cached(sql)?;
     for id in statement.query_map([at], |row| row.get(0))? {
@@ -162,11 +167,14 @@ fn changed_users_since(connection: &Connection, cursor: &Cursor) -> rusqlite::Re
     if transaction.prepare_cached(sql)?.exists([at])? {
         return Ok(None);
     }
+    written_since(&transaction, at).map(Some)
+}
+
+fn written_since(connection: &Connection, at: i64) -> rusqlite::Result<Vec<i64>> {
     let sql =
         "SELECT DISTINCT global_id FROM directory_change WHERE seq > ?1 AND global_id IS NOT NULL ORDER BY global_id";
-    let mut statement = transaction.prepare_cached(sql)?;
-    let ids = statement.query_map([at], |row| row.get(0))?;
-    ids.collect::<rusqlite::Result<_>>().map(Some)
+    let mut statement = connection.prepare_cached(sql)?;
+    statement.query_map([at], |row| row.get(0))?.collect()
 }
 
 fn read_everything(connection: &Connection) -> rusqlite::Result<Loaded> {

@@ -179,7 +179,7 @@ impl Keeper {
     /// The last row stays: it is the moment that cursors of an idle directory stand on.
     async fn trim(&self, seen: &mut VecDeque<(Instant, i64)>) -> Result<(), StoreError> {
         let last = self.pool.read("trim_changes", |connection: &Opened| {
-            Ok(connection.query_row("SELECT max(seq) FROM directory_change", [], |row| row.get(0))?)
+            Ok(connection.query_row("SELECT coalesce(max(seq), 0) FROM directory_change", [], |row| row.get(0))?)
         });
         seen.push_back((Instant::now(), last.await?));
         let mut floor = None;
@@ -190,7 +190,8 @@ impl Keeper {
         loop {
             let deleted = self.pool.write("trim_changes", move |connection: &Opened| {
                 let sql = "DELETE FROM directory_change WHERE seq IN \
-                           (SELECT seq FROM directory_change WHERE seq < ?1 ORDER BY seq LIMIT ?2)";
+                           (SELECT seq FROM directory_change WHERE seq < min(?1, (SELECT max(seq) FROM directory_change)) \
+                           ORDER BY seq LIMIT ?2)";
                 Ok(connection.execute(sql, [floor, TRIM_CHUNK])?)
             });
             let rows = deleted.await?;

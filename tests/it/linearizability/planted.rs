@@ -82,6 +82,10 @@ impl DirectoryStore for Planted {
         self.store.read_users_dict().await
     }
 
+    async fn begin_epoch(&self) -> Result<(), StoreError> {
+        self.store.begin_epoch().await
+    }
+
     async fn open_feed(&self) -> Result<Arc<dyn DirectoryFeed>, StoreError> {
         let real = self.store.open_feed().await?;
         match &self.own_log {
@@ -276,7 +280,7 @@ impl DirectoryFeed for LogFeed {
         if users.is_empty() {
             return Ok(Progress::Unchanged(cursor));
         }
-        Ok(Progress::Changed(Changes { cursor, users, zones: Vec::new() }))
+        Ok(Progress::Changed(Changes { cursor, users, zones: Vec::new(), global_ids: Vec::new() }))
     }
 
     async fn changed_users_since(&self, _cursor: &Cursor) -> Result<Option<Vec<i64>>, StoreError> {

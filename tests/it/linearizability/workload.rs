@@ -38,9 +38,12 @@ pub struct Report {
     pub keys: usize,
 }
 
+/// One instance's directory; another's once it was killed and replaced.
+pub type Slot = Arc<Mutex<Directory>>;
+
 pub struct Workload {
     plan: Plan,
-    directories: Vec<Directory>,
+    slots: Vec<Slot>,
     over_http: Mutex<Vec<(String, reqwest::Client)>>,
 }
 
@@ -53,7 +56,13 @@ const COPY_KEY: i64 = 9_005;
 
 impl Workload {
     pub fn new(plan: Plan, directories: Vec<Directory>) -> Self {
-        Self { plan, directories, over_http: Mutex::default() }
+        let slots = directories.into_iter().map(|directory| Arc::new(Mutex::new(directory))).collect();
+        Self { plan, slots, over_http: Mutex::default() }
+    }
+
+    /// For whoever replaces instances while it runs.
+    pub fn slots(&self) -> Vec<Slot> {
+        self.slots.clone()
     }
 
     /// Reads over HTTP from these instances too.
@@ -66,15 +75,15 @@ impl Workload {
     pub async fn run(self, sql: Option<&Database>) -> Report {
         let record = Arc::new(Record::new(self.plan.reads));
         let mut tasks = JoinSet::new();
-        for (index, directory) in self.directories.iter().enumerate() {
+        for (index, slot) in self.slots.iter().enumerate() {
             let first_key = 1 + index as i64 * 1_000;
             let seed = self.plan.seed + index as u64;
             let keys = (first_key..first_key + self.plan.keys_per_writer).collect();
-            tasks.spawn(write_commands(record.clone(), directory.clone(), keys, seed));
+            tasks.spawn(write_commands(record.clone(), slot.clone(), keys, seed));
             for _ in 0..8 {
-                tasks.spawn(read_snapshots(record.clone(), directory.clone()));
+                tasks.spawn(read_snapshots(record.clone(), slot.clone()));
             }
-            tasks.spawn(read_deltas(record.clone(), directory.clone()));
+            tasks.spawn(read_deltas(record.clone(), slot.clone()));
         }
         for (base, client) in self.over_http.lock().expect("no panic").drain(..) {
             tasks.spawn(read_dict_over_http(record.clone(), base.clone(), client.clone()));
@@ -226,6 +235,10 @@ impl Drop for Notes {
     }
 }
 
+fn current(slot: &Slot) -> Directory {
+    slot.lock().expect("no panic").clone()
+}
+
 fn name_of(value: u64) -> String {
     format!("v{value}")
 }
@@ -240,7 +253,7 @@ fn value_in(snapshot: &Snapshot, key: i64) -> Option<u64> {
 }
 
 /// Creates, renames and deletes its own keys through the service.
-async fn write_commands(record: Arc<Record>, directory: Directory, mut keys: Vec<i64>, seed: u64) {
+async fn write_commands(record: Arc<Record>, slot: Slot, mut keys: Vec<i64>, seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
     let mut ids: BTreeMap<i64, i64> = BTreeMap::new();
     keys.iter().for_each(|key| record.adopt(*key));
@@ -263,6 +276,7 @@ async fn write_commands(record: Arc<Record>, directory: Directory, mut keys: Vec
             }
         };
         let invoked_at = record.now();
+        let directory = current(&slot);
         match directory.write(command).await {
             Ok(outcome) => {
                 if let Outcome::User(user) = outcome {
@@ -283,9 +297,10 @@ async fn write_commands(record: Arc<Record>, directory: Directory, mut keys: Vec
     }
 }
 
-async fn read_snapshots(record: Arc<Record>, directory: Directory) {
+async fn read_snapshots(record: Arc<Record>, slot: Slot) {
     let mut notes = Notes::new(&record, "snapshot");
     while !record.is_over() {
+        let directory = current(&slot);
         let began_at = record.now();
         match directory.read().await {
             Ok(view) => notes.read_whole(began_at, |key| value_in(&view.snapshot, key)),
@@ -295,11 +310,12 @@ async fn read_snapshots(record: Arc<Record>, directory: Directory) {
 }
 
 /// Keeps a copy of the dict by its deltas alone.
-async fn read_deltas(record: Arc<Record>, directory: Directory) {
+async fn read_deltas(record: Arc<Record>, slot: Slot) {
     let mut notes = Notes::new(&record, "delta");
     let mut copy: BTreeMap<i64, u64> = BTreeMap::new();
     let mut since: Option<Cursor> = None;
     while !record.is_over() {
+        let directory = current(&slot);
         let began_at = record.now();
         let Ok(delta) = directory.dict_delta(since.as_ref()).await else {
             record.failed_read().await;

@@ -45,12 +45,33 @@ impl Cluster {
     /// Starts the server again after [`Self::crash`].
     pub fn resume(&self) {
         let options = format!(
-            "-c port={} -c listen_addresses=127.0.0.1 -c unix_socket_directories={} -c shared_buffers=16MB",
+            "-c port={} -c listen_addresses=127.0.0.1 -c unix_socket_directories={} -c shared_buffers=16MB -c wal_level=logical",
             self.port,
             self.directory.path().display()
         );
         let log = self.directory.path().join("log");
         self.run("pg_ctl", &["start", "-w", "-l", &log.display().to_string(), "-o", &options, "-D"], true);
+    }
+
+    /// In order: everything is flushed.
+    pub fn stop(&self) {
+        self.run("pg_ctl", &["stop", "-m", "fast", "-w", "-D"], true);
+    }
+
+    /// Copies the files of a server that is stopped.
+    pub fn copy_files(&self) {
+        self.copy("data", "copy");
+    }
+
+    /// Puts the copy in the place of the files.
+    pub fn put_copy_back(&self) {
+        std::fs::remove_dir_all(self.directory.path().join("data")).expect("the files are removed");
+        self.copy("copy", "data");
+    }
+
+    fn copy(&self, from: &str, to: &str) {
+        let status = Command::new("cp").args(["-a", from, to]).current_dir(self.directory.path()).status();
+        assert!(status.expect("cp runs").success(), "the files were not copied");
     }
 
     /// As the power going off would: nothing is flushed, the next start recovers.
