@@ -15,6 +15,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 /// Cloned into everything that runs on its own.
 #[derive(Clone)]
@@ -40,6 +41,15 @@ struct Inner {
 pub struct TaskFailure {
     pub task: &'static str,
     pub reason: String,
+}
+
+/// Why a stop was not an orderly one.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StopFailure {
+    #[error(transparent)]
+    Task(#[from] TaskFailure),
+    #[error("the drain time ({drain:?}) was over, {tasks} tasks were dropped")]
+    Overran { drain: Duration, tasks: usize },
 }
 
 impl Default for Lifecycle {
@@ -109,7 +119,8 @@ impl Lifecycle {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        self.inner.work.spawn(future)
+        // Its lines belong to the request that asked for it.
+        self.inner.work.spawn(future.in_current_span())
     }
 
     /// Asks for the orderly stop. Idempotent.
@@ -126,8 +137,8 @@ impl Lifecycle {
     }
 
     /// Waits for [`Self::stop`], then walks through the steps; returns when all is drained or the
-    /// drain time is over. The error names the task whose death was the reason.
-    pub async fn stopped(&self, settle: Duration, drain: Duration) -> Result<(), TaskFailure> {
+    /// drain time is over. The error names the task whose death was the reason, or tells what was dropped.
+    pub async fn stopped(&self, settle: Duration, drain: Duration) -> Result<(), StopFailure> {
         self.inner.settling.cancelled().await;
         let failed = self.inner.failure.lock().is_some();
         if !failed {
@@ -144,20 +155,23 @@ impl Lifecycle {
             self.inner.closing.cancel();
             self.inner.services.wait().await;
         };
-        tokio::select! {
-            () = all_done => {}
-            () = self.inner.aborting.cancelled() => tracing::warn!("stopped at once on the second signal"),
-            () = tokio::time::sleep(drain) => tracing::warn!(
-                drain_ms = drain.as_millis(),
-                tasks = self.inner.work.len() + self.inner.services.len(),
-                "drain time is over, {} tasks are dropped", self.inner.work.len() + self.inner.services.len()
-            ),
-        }
+        let drained = tokio::select! {
+            () = all_done => Ok(()),
+            () = self.inner.aborting.cancelled() => {
+                tracing::warn!("stopped at once on the second signal");
+                Ok(())
+            }
+            () = tokio::time::sleep(drain) => {
+                let failure = StopFailure::Overran { drain, tasks: self.inner.work.len() + self.inner.services.len() };
+                tracing::warn!("{failure}");
+                Err(failure)
+            }
+        };
         self.inner.closing.cancel();
         self.inner.aborting.cancel();
         match self.inner.failure.lock().take() {
-            Some(failure) => Err(failure),
-            None => Ok(()),
+            Some(failure) => Err(failure.into()),
+            None => drained,
         }
     }
 }
@@ -180,6 +194,7 @@ mod tests {
         let lifecycle = Lifecycle::new();
         lifecycle.spawn_service("follower", async { anyhow::bail!("out of ink") });
         let failure = lifecycle.stopped(Duration::from_secs(1), Duration::from_secs(10)).await.expect_err("failed");
+        let StopFailure::Task(failure) = failure else { panic!("{failure}") };
         assert_eq!((failure.task, failure.reason.as_str()), ("follower", "out of ink"));
     }
 
@@ -190,7 +205,8 @@ mod tests {
         let endless = lifecycle.spawn_work(std::future::pending::<()>());
         lifecycle.stop();
         let begin = tokio::time::Instant::now();
-        lifecycle.stopped(Duration::from_secs(1), Duration::from_secs(10)).await.expect("orderly");
+        let failure = lifecycle.stopped(Duration::from_secs(1), Duration::from_secs(10)).await.expect_err("overran");
+        assert!(matches!(failure, StopFailure::Overran { tasks: 1, .. }), "{failure}");
         assert_eq!(begin.elapsed().as_secs(), 11);
         assert!(quick.is_finished() && !endless.is_finished());
     }

@@ -136,5 +136,5 @@ fn answer(is_so: bool, yes: &str, no: &str) -> anyhow::Result<Exit> {
 }
 
 fn unavailable(error: CacheError) -> anyhow::Error {
-    Failure::unavailable(format!("Redis: {error}"))
+    Failure::unavailable(error.to_string())
 }

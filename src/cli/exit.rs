@@ -4,10 +4,12 @@ use std::io;
 use std::process::ExitCode;
 
 use crate::config::ConfigErrors;
+use crate::lifecycle::StopFailure;
 use crate::storage::MigrationError;
 use crate::store_error::StoreError;
 
-/// The exit codes of every command; 69 and 78 are those of `sysexits.h`.
+/// The exit codes of every command; 69 and 78 are those of `sysexits.h`, 124 is that
+/// of `timeout`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     Done = 0,
@@ -15,16 +17,18 @@ pub enum Exit {
     Usage = 2,
     Unavailable = 69,
     Config = 78,
+    Overran = 124,
     Interrupted = 130,
 }
 
 impl Exit {
-    const MEANINGS: [(Self, &str); 6] = [
+    const MEANINGS: [(Self, &str); 7] = [
         (Self::Done, "done; after a signal: stopped in order"),
         (Self::Failed, "failed, or the answer is no (pending migrations, a missing key, refused lines)"),
         (Self::Usage, "wrong usage of the command line"),
         (Self::Unavailable, "a dependency is not available: database, Redis, Kafka or the service"),
         (Self::Config, "the configuration is wrong; every fault was printed"),
+        (Self::Overran, "stopped after the drain time, what was still under way was dropped"),
         (Self::Interrupted, "stopped at once by a second signal"),
     ];
 
@@ -49,6 +53,9 @@ impl Exit {
         }
         if cause.is::<ConfigErrors>() {
             return Some(Self::Config);
+        }
+        if let Some(StopFailure::Overran { .. }) = cause.downcast_ref::<StopFailure>() {
+            return Some(Self::Overran);
         }
         if let Some(MigrationError::Store(error)) = cause.downcast_ref::<MigrationError>() {
             return Self::of_cause(error);
@@ -101,6 +108,8 @@ mod tests {
         assert_eq!(Exit::of(&MigrationError::Store(away()).into()), Exit::Unavailable);
         assert_eq!(Exit::of(&anyhow::Error::from(away()).context("while importing")), Exit::Unavailable);
         assert_eq!(Exit::of(&ConfigErrors(Vec::new()).into()), Exit::Config);
+        let overran = StopFailure::Overran { drain: std::time::Duration::ZERO, tasks: 1 };
+        assert_eq!(Exit::of(&overran.into()), Exit::Overran);
         assert_eq!(Exit::of(&Failure::usage("no")), Exit::Usage);
         assert_eq!(Exit::of(&MigrationError::Failed("no".to_owned()).into()), Exit::Failed);
         assert_eq!(Exit::of(&anyhow::anyhow!("anything")), Exit::Failed);

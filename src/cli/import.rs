@@ -7,12 +7,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::records::{FORMATS, Format, Kind, Reader, explain, read_user, read_zone};
+use super::records::{FORMATS, Format, Kind, Reader, UserRecord, explain, read_user, read_zone};
 use super::store::OpenStore;
 use super::{Exit, Settings, complain, is_standard, print, progress};
 use crate::directory::store::Loaded;
-use crate::directory::{Command, Refusal, UserPatch, ZonePatch};
-use crate::storage;
+use crate::directory::{Command, NewUser, NewZone, Refusal, UserPatch, ZonePatch};
 
 const CHUNK: usize = 500;
 
@@ -50,7 +49,7 @@ enum Existing {
     Refuse,
     /// It stays as it is in the database
     Keep,
-    /// It becomes what the line says
+    /// It becomes what the line says; where that says nothing of zones, they stay
     Update,
 }
 
@@ -58,11 +57,6 @@ pub async fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<Ex
     let config = settings.load()?;
     let format = Format::of(&arguments.file, arguments.format)?;
     let (input, size) = open(&arguments.file)?;
-    if arguments.dry_run && !storage::check_migrations(&config.database).await?.pending.is_empty() {
-        anyhow::bail!(
-            "the database is not up to date, and a dry run changes nothing: run `unified-backend migrate` first"
-        );
-    }
     let bar = progress::of_bytes(size, "importing");
     let mut reader = Reader::open(bar.wrap_read(input), format, arguments.kind)?;
     let store = OpenStore::open(&config).await?;
@@ -72,8 +66,8 @@ pub async fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<Ex
     while let Some(record) = reader.next().with_context(|| format!("{} cannot be read", arguments.file.display()))? {
         import.count.read += 1;
         let parsed = record.object.map_err(|fault| vec![fault]).and_then(|object| match arguments.kind {
-            Kind::Users => read_user(&object).map(Command::CreateUser).map_err(|error| explain(&error)),
-            Kind::Zones => read_zone(&object).map(Command::CreateZone).map_err(|error| explain(&error)),
+            Kind::Users => read_user(&object).map(|user| import.user_command(user)).map_err(|error| explain(&error)),
+            Kind::Zones => read_zone(&object).map(|zone| import.zone_command(zone)).map_err(|error| explain(&error)),
         });
         match parsed {
             Ok(command) => import.take(record.line, command).await?,
@@ -116,11 +110,25 @@ struct Import<'a> {
 }
 
 impl Import<'_> {
+    fn user_command(&self, user: UserRecord) -> Command {
+        let UserRecord { global_id, name, zone_ids } = user;
+        match self.known.users.get(&global_id) {
+            Some(id) if self.arguments.existing == Existing::Update => {
+                Command::UpdateUser { id: *id, patch: UserPatch { name: Some(name), zone_ids } }
+            }
+            _ => Command::CreateUser(NewUser { global_id, name, zone_ids: zone_ids.unwrap_or_default() }),
+        }
+    }
+
+    fn zone_command(&self, zone: NewZone) -> Command {
+        if self.arguments.existing != Existing::Update || !self.known.zones.contains(&zone.zone_id) {
+            return Command::CreateZone(zone);
+        }
+        let corners = zone.corners.map(|corner| corner.map(Some));
+        Command::UpdateZone { zone_id: zone.zone_id, patch: ZonePatch { zone_name: Some(zone.zone_name), corners } }
+    }
+
     async fn take(&mut self, line: u64, command: Command) -> anyhow::Result<()> {
-        let command = match self.arguments.existing {
-            Existing::Update => self.known.update(command),
-            Existing::Refuse | Existing::Keep => command,
-        };
         self.waiting.push((line, command));
         if self.waiting.len() >= CHUNK { self.flush().await } else { Ok(()) }
     }
@@ -193,25 +201,6 @@ impl Known {
         Self {
             users: loaded.users.iter().map(|user| (user.global_id, user.id)).collect(),
             zones: loaded.zones.iter().map(|zone| zone.zone_id.to_string()).collect(),
-        }
-    }
-
-    /// Turns the creation of what exists into its change.
-    fn update(&self, command: Command) -> Command {
-        match command {
-            Command::CreateUser(new) => match self.users.get(&new.global_id) {
-                Some(id) => {
-                    let patch = UserPatch { name: Some(new.name), zone_ids: Some(new.zone_ids) };
-                    Command::UpdateUser { id: *id, patch }
-                }
-                None => Command::CreateUser(new),
-            },
-            Command::CreateZone(new) if self.zones.contains(&new.zone_id) => {
-                let corners = new.corners.map(|corner| corner.map(Some));
-                let patch = ZonePatch { zone_name: Some(new.zone_name), corners };
-                Command::UpdateZone { zone_id: new.zone_id, patch }
-            }
-            other => other,
         }
     }
 

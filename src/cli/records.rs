@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::exit::Failure;
 use crate::directory::geometry::check_polygon;
-use crate::directory::{NAME_CHARACTERS, NewUser, NewZone, User, Zone};
+use crate::directory::{NAME_CHARACTERS, NewZone, User, Zone};
 use crate::http::error::{ApiError, Detail, Fault};
 use crate::http::extract::{Faults, Fields};
 
@@ -203,8 +203,17 @@ fn join_zone_ids(ids: &[impl AsRef<str>]) -> String {
     escaped.collect::<Vec<_>>().join("|")
 }
 
+/// A user as a file has them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UserRecord {
+    pub global_id: i64,
+    pub name: String,
+    /// `None`: the file says nothing about them.
+    pub zone_ids: Option<Vec<String>>,
+}
+
 /// The rules of `POST /users`, but for line breaks and tabs in names.
-pub fn read_user(object: &[u8]) -> Result<NewUser, ApiError> {
+pub fn read_user(object: &[u8]) -> Result<UserRecord, ApiError> {
     let mut fields = Fields::parse(object)?;
     let global_id = fields.required("global_id", Faults::integer);
     let name = fields.required("name", stored_text);
@@ -218,7 +227,7 @@ pub fn read_user(object: &[u8]) -> Result<NewUser, ApiError> {
     };
     fields.finish()?;
     match (global_id, name) {
-        (Some(global_id), Some(name)) => Ok(NewUser { global_id, name, zone_ids: zone_ids.unwrap_or_default() }),
+        (Some(global_id), Some(name)) => Ok(UserRecord { global_id, name, zone_ids }),
         _ => Err(ApiError::invalid(Vec::new())),
     }
 }
@@ -350,7 +359,7 @@ mod tests {
         }
     }
 
-    fn round_trip(users: &[User], format: Format) -> Vec<NewUser> {
+    fn round_trip(users: &[User], format: Format) -> Vec<UserRecord> {
         let mut bytes = Vec::new();
         let mut writer = Writer::open(&mut bytes, format, Kind::Users).expect("memory");
         users.iter().for_each(|user| writer.write_user(user).expect("memory"));
@@ -393,9 +402,10 @@ mod tests {
         assert_eq!((first.line, read(first).name.as_str()), (2, "A\nB"));
         let second = next();
         assert_eq!(second.line, 4);
-        assert_eq!(read(second).zone_ids, ["x|y", "z"]);
+        assert_eq!(read(second).zone_ids, Some(vec!["x|y".to_owned(), "z".to_owned()]));
         assert_eq!(next().object.expect_err("too long"), "5 fields, but the header names 3");
-        assert_eq!(read(next()).name, "\u{1F9D1}");
+        let short = read(next());
+        assert_eq!((short.name.as_str(), short.zone_ids), ("\u{1F9D1}", None));
     }
 
     #[test]
@@ -420,7 +430,7 @@ mod tests {
             let zone_ids: Vec<String> = zone_ids.into_iter().collect();
             let format = if is_csv { Format::Csv } else { Format::Jsonl };
             let found = round_trip(&[user(global_id, &name, &zone_ids)], format);
-            prop_assert_eq!(found, [NewUser { global_id, name, zone_ids }]);
+            prop_assert_eq!(found, [UserRecord { global_id, name, zone_ids: Some(zone_ids) }]);
         }
 
         #[test]

@@ -10,9 +10,10 @@ const CHUNK: usize = 500;
 #[derive(clap::Args)]
 #[command(after_help = "\
 Always the same zones and, by number, the same people, so it can be repeated: what exists is kept as it is.
+The schema must be there: `unified-backend migrate` first.
 
 Examples:
-  unified-backend seed
+  unified-backend migrate && unified-backend seed
   unified-backend seed --users 20000")]
 pub struct Arguments {
     /// How many people

@@ -22,13 +22,16 @@ pub struct OpenStore {
 }
 
 impl OpenStore {
-    /// Migrates first, which also tells at once when the database cannot be reached.
+    /// Fails at once when the database cannot be reached. Changes no schema: whoever reads a file must not
+    /// adopt the database of the Python version by that, nor make one where the path has a slip.
     pub async fn open(config: &Config) -> anyhow::Result<Self> {
         let config = DatabaseConfig {
             operation_timeout: config.database.operation_timeout.max(OPERATION_TIMEOUT),
             ..config.database.clone()
         };
-        storage::migrate(&config).await?;
+        if !storage::check_migrations(&config).await?.pending.is_empty() {
+            anyhow::bail!("the database is not up to date: run `unified-backend migrate` first");
+        }
         let (lifecycle, health) = (Lifecycle::new(), HealthBoard::default());
         let storage = storage::start(&config, &lifecycle, Arc::new(Metrics::new()?), health.clone())?;
         let begun_at = Instant::now();

@@ -50,6 +50,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
         return Err(ConfigErrors(reader.faults));
     }
     let mut warnings = sources.list_unknown();
+    warnings.extend(sources.find_unused_redis_password());
     if config.api.allow_unauthenticated && !config.api.host.is_loopback() {
         warnings.push(format!("listening on {} without access control (API_ALLOW_UNAUTHENTICATED)", config.api.host));
     }
@@ -92,16 +93,39 @@ pub fn render_effective(loaded: &Loaded) -> String {
     text
 }
 
-/// A URL without its password and without secrets in its query.
+/// What of a URL, or of several separated by commas, is certainly no secret: scheme, user beside a
+/// password, host, port and path. What cannot be told apart is not shown at all.
 pub fn redact_url(text: &str) -> String {
-    let Ok(mut url) = Url::parse(text) else { return "[redacted]".to_owned() };
-    if url.password().is_some() && url.set_password(Some("redacted")).is_err() {
-        return "[redacted]".to_owned();
+    let parts: Option<Vec<String>> = match text.starts_with("sqlite:") {
+        // A file has no password, and its name may hold a comma.
+        true => text.split(['?', '#']).next().map(|file| vec![file.to_owned()]),
+        false => text.split(',').enumerate().map(|(index, part)| redact_part(part.trim(), index == 0)).collect(),
+    };
+    parts.map_or_else(|| "[redacted]".to_owned(), |parts| parts.join(","))
+}
+
+/// `None`: there is something in it that may be a piece of a secret.
+fn redact_part(part: &str, is_first: bool) -> Option<String> {
+    // Further hosts of one URL come without a scheme.
+    let Some((scheme, _)) = part.split_once("://") else {
+        return redact_part(&format!("redis://{part}"), true)
+            .filter(|_| !is_first && !part.contains('@'))
+            .map(|url| url.replacen("redis://", "", 1));
+    };
+    let url = Url::parse(part).ok()?;
+    // A secret with an unencoded `/`, `?` or `#` looks like a port and a path; its `@` comes after them.
+    let is_torn = [Some(url.path()), url.query(), url.fragment()].into_iter().flatten().any(|rest| rest.contains('@'));
+    if is_torn || url.path().contains(':') {
+        return None;
     }
-    if url.query_pairs().any(|(name, _)| name.to_ascii_lowercase().contains("pass")) {
-        url.set_query(Some("redacted"));
-    }
-    url.into()
+    let user = match (url.username(), url.password()) {
+        ("", None) => String::new(),
+        (user, Some(_)) => format!("{user}:redacted@"),
+        // Alone it may be a token.
+        (_, None) => "redacted@".to_owned(),
+    };
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    Some(format!("{scheme}://{user}{}{port}{}", url.host_str().unwrap_or_default(), url.path()))
 }
 
 fn list_values(sources: &Sources) -> Vec<EffectiveValue> {
@@ -214,7 +238,10 @@ impl Reader<'_> {
         let port = self.integer("database.port", 1, 65_535);
         let engine = if !given.is_empty() {
             parse_engine(&given).unwrap_or_else(|| {
-                let remedy = "postgres://user:password@host:port/database, or sqlite:PATH";
+                let remedy = match is_in_memory(&given) {
+                    true => "sqlite:PATH; a database in memory is one per connection, and gone with it",
+                    false => "postgres://user:password@host:port/database, or sqlite:PATH",
+                };
                 self.fault("database.url", &redact_url(&given), remedy);
                 DatabaseEngine::Sqlite { path: PathBuf::new() }
             })
@@ -257,16 +284,15 @@ impl Reader<'_> {
                 self.fault(
                     "redis.url",
                     &redact_url(first),
-                    "redis://[:password@]host:port/database, or rediss:// for TLS",
+                    "redis://[:password@]host:port/database, rediss:// for TLS, unix:// or redis-sentinel://",
                 );
                 return None;
             };
-            let host = parsed.host_str().unwrap_or_default().to_owned();
-            let database = parsed.path().trim_matches('/').parse().unwrap_or(0);
+            let is_sentinel = parsed.scheme().contains("sentinel");
             return Some(RedisConfig {
-                host,
-                port: parsed.port().unwrap_or(6379),
-                database,
+                host: parsed.host_str().unwrap_or_default().to_owned(),
+                port: parsed.port().unwrap_or(if is_sentinel { 26_379 } else { 6379 }),
+                database: redis_database(&url, &parsed),
                 url: Secret::new(url),
                 timeout,
                 users_dict_ttl,
@@ -303,15 +329,7 @@ impl Reader<'_> {
         let level = self.parse(
             "logging.level",
             "DEBUG, INFO, WARNING, ERROR, or directives such as info,unified_backend::kafka=debug",
-            |text| {
-                let directive = match text.to_ascii_uppercase().as_str() {
-                    "WARNING" | "WARN" => "warn".to_owned(),
-                    "CRITICAL" | "FATAL" | "ERROR" => "error".to_owned(),
-                    "NOTSET" => "trace".to_owned(),
-                    _ => text.to_ascii_lowercase(),
-                };
-                tracing_subscriber::EnvFilter::try_new(&directive).ok().map(|_| directive)
-            },
+            parse_log_level,
         );
         let format = self.parse("logging.format", "text or json", |text| match text.to_ascii_lowercase().as_str() {
             "text" => Some(LogFormat::Text),
@@ -391,10 +409,45 @@ fn parse_engine(text: &str) -> Option<DatabaseEngine> {
         "sqlite" => {
             // sqlite:///relative as SQLAlchemy writes it would be ambiguous: three slashes are absolute.
             let path = rest.strip_prefix("//").unwrap_or(rest);
-            (!path.is_empty()).then(|| DatabaseEngine::Sqlite { path: PathBuf::from(path) })
+            let is_file = !path.is_empty() && !is_in_memory(text);
+            is_file.then(|| DatabaseEngine::Sqlite { path: PathBuf::from(path) })
         }
         _ => None,
     }
+}
+
+fn is_in_memory(url: &str) -> bool {
+    url.starts_with("sqlite") && (url.contains(":memory:") || url.contains("mode=memory"))
+}
+
+/// The logical database that a Redis URL names, in each of its forms.
+fn redis_database(url: &str, first: &Url) -> i64 {
+    let text = match first.scheme() {
+        "unix" | "redis+unix" => first.query_pairs().find(|(name, _)| name == "db").map(|(_, db)| db.into_owned()),
+        // …/master/database, behind whichever host has a path.
+        "redis-sentinel" | "redis+sentinel" => url.split(',').find_map(|part| {
+            let place = part.split_once("://").map_or(part, |(_, rest)| rest).split('?').next()?;
+            place.split('/').nth(2).map(str::to_owned)
+        }),
+        _ => Some(first.path().trim_matches('/').to_owned()),
+    };
+    text.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// A level alone, or directives `target=level`: a misspelt level would be a target, and silence all others.
+fn parse_log_level(text: &str) -> Option<String> {
+    let directive = |directive: &str| {
+        let directive = directive.trim().to_ascii_lowercase();
+        match directive.as_str() {
+            "warning" | "warn" => Some("warn".to_owned()),
+            "critical" | "fatal" | "error" => Some("error".to_owned()),
+            "notset" | "trace" => Some("trace".to_owned()),
+            "debug" | "info" | "off" => Some(directive),
+            _ => directive.contains('=').then_some(directive),
+        }
+    };
+    let directives = text.split(',').map(directive).collect::<Option<Vec<String>>>()?.join(",");
+    tracing_subscriber::EnvFilter::try_new(&directives).ok().map(|_| directives)
 }
 
 /// `a,b`, or the JSON list that pydantic-settings takes.

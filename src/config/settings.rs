@@ -45,7 +45,7 @@ settings! {
     "directory.read_deadline_seconds" ["DIRECTORY_READ_DEADLINE_SECONDS"] = "2", "How long a read waits for its validation before it is answered with 503, 0.01..60.";
     "directory.stale_if_error_seconds" ["DIRECTORY_STALE_IF_ERROR", "DIRECTORY_STALE_IF_ERROR_SECONDS"] = "0", "While the database is away, answer reads (marked) from content of at most this age, 0..86400; 0: never.";
     "directory.audit_interval_seconds" ["DIRECTORY_AUDIT_INTERVAL_SECONDS"] = "3600", "How often the replica is compared with the tables, 0.1..604800.";
-    "redis.url" ["REDIS_URL"] = "" (secret), "redis://, rediss:// or unix:// URL; several for Cluster, separated by commas. Setting it enables Redis.";
+    "redis.url" ["REDIS_URL"] = "" (secret), "redis://host:port/database, rediss:// over TLS (?ssl_ca_certs=FILE for a root of your own), unix:///path?db=0, redis-sentinel://host:port,host:port/master/database; several redis:// for Cluster, separated by commas. Setting it enables Redis.";
     "redis.enabled" ["REDIS_ENABLED"] = "", "true or false; not set: enabled when a URL or host is.";
     "redis.host" ["REDIS_HOST"] = "", "Redis' host, when there is no URL. Setting it enables Redis.";
     "redis.port" ["REDIS_PORT"] = "6379", "Redis' port, 1..65535.";

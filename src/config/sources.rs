@@ -126,15 +126,37 @@ impl Sources {
 
     /// Names that look like ours and are none: probably a slip.
     pub fn list_unknown(&self) -> Vec<String> {
-        let prefixes = ["API_", "DIRECTORY_", "ALERTS_", "SHUTDOWN_", "LOGGING_"];
+        let ours = ["API_", "DIRECTORY_", "ALERTS_", "SHUTDOWN_", "LOGGING_"];
+        // Others have variables with these prefixes too (KAFKA_HOME, REDIS_SERVICE_HOST).
+        let shared = ["DATABASE_", "POSTGRES_", "REDIS_", "KAFKA_"];
         let mut unknown = Vec::new();
-        for given in self.layers.iter().flatten() {
-            if prefixes.iter().any(|prefix| given.name.starts_with(prefix)) && !is_known(&given.name) {
-                let hint = nearest(&given.name).map(|known| format!("; did you mean {known}?")).unwrap_or_default();
+        for given in self.layers.iter().flatten().filter(|given| !is_known(&given.name)) {
+            let begins_with = |prefixes: &[&str]| prefixes.iter().any(|prefix| given.name.starts_with(prefix));
+            let meant = if begins_with(&ours) {
+                Some(nearest(&given.name))
+            } else if begins_with(&shared) {
+                find_slip(&given.name).map(Some)
+            } else {
+                None
+            };
+            if let Some(meant) = meant {
+                let hint = meant.map(|known| format!("; did you mean {known}?")).unwrap_or_default();
                 unknown.push(format!("{} ({}) is not a setting of this service{hint}", given.name, given.origin));
             }
         }
         unknown
+    }
+
+    /// A password for nowhere.
+    pub fn find_unused_redis_password(&self) -> Option<String> {
+        let find = |key: &str| self.find(SETTINGS.iter().find(|setting| setting.key == key)?);
+        let password = find("redis.password")?;
+        let why = match (find("redis.url"), find("redis.host"), find("redis.enabled")) {
+            (Some(_), ..) => "the URL alone says where Redis is and how to get in",
+            (None, None, None) => "neither REDIS_URL nor REDIS_HOST is set",
+            _ => return None,
+        };
+        Some(format!("{} ({}) is not used: {why}", password.name, password.origin))
     }
 }
 
@@ -156,6 +178,13 @@ fn nearest(name: &str) -> Option<&'static str> {
         .filter(|(likeness, _)| *likeness > 0.85)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, known)| known)
+}
+
+/// A known name that differs by a letter or two, or goes on where this one ends (`REDIS_PASS`).
+fn find_slip(name: &str) -> Option<&'static str> {
+    let known = SETTINGS.iter().flat_map(|setting| setting.names).copied();
+    let distance = |known: &str| if known.starts_with(name) { 0 } else { strsim::osa_distance(name, known) };
+    known.map(|known| (distance(known), known)).filter(|(distance, _)| *distance <= 2).min().map(|(_, known)| known)
 }
 
 fn without_value(error: &dotenvy::Error) -> String {

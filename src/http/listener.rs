@@ -16,9 +16,11 @@ use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tower::ServiceExt;
 
+use super::error::{Detail, ErrorBody};
 use super::taken::Taken;
 use crate::config::ApiConfig;
 use crate::lifecycle::Lifecycle;
@@ -33,9 +35,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a connection that is over may still be read, so that the client is not reset before it has
 /// read our last answer.
 const LINGER: Duration = Duration::from_secs(1);
-const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
-connection: close\r\ncontent-length: 86\r\n\r\n\
-{\"detail\":\"too many connections, try again in a moment\",\"code\":\"too_many_connections\"}";
+/// How many connections over the limit are told so at once; more are only closed.
+const REFUSALS: usize = 64;
 
 /// Binds the address with the options the service needs.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -58,6 +59,7 @@ pub async fn serve(
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<()> {
     let open = Arc::new(AtomicUsize::new(0));
+    let refusals = Arc::new(Semaphore::new(REFUSALS));
     let mut is_failing = false;
     loop {
         let accepted = tokio::select! {
@@ -78,7 +80,9 @@ pub async fn serve(
         is_failing = false;
         if open.load(Ordering::SeqCst) >= config.max_connections {
             metrics.http_connections_refused.with_label_values(&["full"]).inc();
-            tokio::spawn(refuse(stream));
+            if let Ok(permit) = refusals.clone().try_acquire_owned() {
+                tokio::spawn(refuse(stream, permit));
+            }
             continue;
         }
         if let Err(error) = stream.set_nodelay(true) {
@@ -96,9 +100,17 @@ pub async fn serve(
     }
 }
 
-async fn refuse(mut stream: TcpStream) {
+async fn refuse(mut stream: TcpStream, _permit: OwnedSemaphorePermit) {
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    let detail = Detail::Text("too many connections, try again in a moment".to_owned());
+    let body = ErrorBody { detail, code: "too_many_connections" }.render(&id);
+    let refusal = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nx-request-id: {id}\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
     let answering = async {
-        stream.write_all(REFUSAL).await?;
+        stream.write_all(refusal.as_bytes()).await?;
         stream.shutdown().await?;
         tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
     };

@@ -69,7 +69,7 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
         return None;
     }
     let origins: Vec<HeaderValue> = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
-    let exposed = ["etag", "dict-version", "x-total-count", "x-request-id", "retry-after"];
+    let exposed = ["etag", "dict-version", "x-total-count", "x-request-id", "retry-after", "age", "cache-status"];
     Some(
         CorsLayer::new()
             .allow_origin(AllowOrigin::list(origins))

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
 
+use super::properties::explain;
 use crate::config::KafkaConfig;
 use crate::telemetry::finding::Finding;
 
@@ -33,7 +33,7 @@ pub async fn examine(config: &KafkaConfig) -> Vec<Finding> {
     }
 }
 
-fn look_over(config: &KafkaConfig, findings: &mut Vec<Finding>) -> Result<(), KafkaError> {
+fn look_over(config: &KafkaConfig, findings: &mut Vec<Finding>) -> Result<(), String> {
     let mut client = ClientConfig::new();
     client.set("bootstrap.servers", &config.bootstrap_servers).set("group.id", &config.group_id);
     for (name, value) in &config.properties {
@@ -41,8 +41,8 @@ fn look_over(config: &KafkaConfig, findings: &mut Vec<Finding>) -> Result<(), Ka
     }
     // An examination must not make the topic that it looks for.
     client.set("allow.auto.create.topics", "false");
-    let consumer: BaseConsumer = client.create()?;
-    let metadata = consumer.fetch_metadata(None, TIMEOUT)?;
+    let consumer: BaseConsumer = client.create().map_err(|error| explain(&error))?;
+    let metadata = consumer.fetch_metadata(None, TIMEOUT).map_err(|error| error.to_string())?;
     let brokers: Vec<String> =
         metadata.brokers().iter().map(|broker| format!("{}:{}", broker.host(), broker.port())).collect();
     findings.push(Finding::ok(SUBJECT, format!("brokers answer: {}", brokers.join(", "))));
@@ -63,7 +63,7 @@ fn look_over(config: &KafkaConfig, findings: &mut Vec<Finding>) -> Result<(), Ka
             }
         });
     }
-    let groups = consumer.fetch_group_list(Some(&config.group_id), TIMEOUT)?;
+    let groups = consumer.fetch_group_list(Some(&config.group_id), TIMEOUT).map_err(|error| error.to_string())?;
     let group = groups.groups().iter().find(|group| group.name() == config.group_id);
     let (state, members) = group.map_or(("not known to the brokers yet", 0), |group| {
         (if group.state().is_empty() { "empty" } else { group.state() }, group.members().len())

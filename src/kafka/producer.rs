@@ -6,9 +6,10 @@ use futures_util::future::join_all;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 
+use super::properties::explain;
 use crate::config::KafkaConfig;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,12 +25,12 @@ pub struct AlertProducer {
 pub enum PublishError {
     #[error("KAFKA_TOPIC={0} names no topic to publish to, only patterns")]
     NoTopic(String),
-    #[error("Kafka: {0}")]
-    Client(rdkafka::error::KafkaError),
+    #[error("{}", explain(.0))]
+    Client(KafkaError),
     #[error("Kafka does not make the topic {topic}: {reason}")]
     NotMade { topic: String, reason: String },
     #[error("Kafka took {delivered} of {total} messages: {reason}")]
-    Undelivered { delivered: usize, total: usize, reason: rdkafka::error::KafkaError },
+    Undelivered { delivered: usize, total: usize, reason: KafkaError },
 }
 
 impl AlertProducer {
@@ -57,11 +58,10 @@ impl AlertProducer {
         const BROKERS_DEFAULT: i32 = -1;
         let topic = NewTopic::new(&self.topic, BROKERS_DEFAULT, TopicReplication::Fixed(BROKERS_DEFAULT));
         let options = AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
-        let made = self.admin.create_topics([&topic], &options).await.map_err(PublishError::Client)?;
+        let not_made = |reason: String| PublishError::NotMade { topic: self.topic.clone(), reason };
+        let made = self.admin.create_topics([&topic], &options).await.map_err(|error| not_made(error.to_string()))?;
         match made.into_iter().next() {
-            Some(Err((_, code))) if code != RDKafkaErrorCode::TopicAlreadyExists => {
-                Err(PublishError::NotMade { topic: self.topic.clone(), reason: code.to_string() })
-            }
+            Some(Err((_, code))) if code != RDKafkaErrorCode::TopicAlreadyExists => Err(not_made(code.to_string())),
             _ => Ok(()),
         }
     }

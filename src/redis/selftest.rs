@@ -41,9 +41,9 @@ pub async fn run(connection: &Connection, config: &RedisConfig) -> Vec<(&'static
     lines
 }
 
-fn same<T: PartialEq + std::fmt::Debug>(found: &T, expected: &T) -> Result<String, CacheError> {
+fn same<T: PartialEq + serde::Serialize>(found: &T, expected: &T) -> Result<String, CacheError> {
     if found == expected {
-        return Ok(format!("{found:?}"));
+        return Ok(json!(found).to_string());
     }
-    Err(CacheError::Unexpected(format!("{found:?} instead of {expected:?}")))
+    Err(CacheError::Unexpected(format!("{} instead of {}", json!(found), json!(expected))))
 }

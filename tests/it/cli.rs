@@ -35,6 +35,13 @@ impl Shell {
         [("DATABASE_URL", &self.url), ("API_PORT", "0"), ("SHUTDOWN_SETTLE_SECONDS", "0")]
     }
 
+    /// Whose schema is there.
+    async fn migrated(database: &Database) -> Self {
+        let shell = Self::on(database);
+        shell.run(&["migrate"]).await.expect(0);
+        shell
+    }
+
     async fn run(&self, arguments: &[&str]) -> Ended {
         run(self.path(), &self.settings(), arguments).await
     }
@@ -86,6 +93,7 @@ async fn help_names_every_command_with_examples_and_exit_codes() {
         2  wrong usage of the command line
        69  a dependency is not available: database, Redis, Kafka or the service
        78  the configuration is wrong; every fault was printed
+      124  stopped after the drain time, what was still under way was dropped
       130  stopped at once by a second signal
     ");
 }
@@ -140,6 +148,7 @@ on_both_engines! {
     seeding_twice_keeps_what_exists,
     what_export_writes_import_reads,
     a_refused_line_is_told_and_does_not_hold_up_the_others,
+    only_migrate_and_serve_change_the_schema,
     a_dry_run_says_the_same_and_writes_nothing,
     existing_lines_are_kept_or_updated_when_asked,
     the_doctor_finds_a_healthy_database_well,
@@ -165,7 +174,7 @@ async fn migrate_tells_what_is_pending_and_applies_it(database: Database) {
 }
 
 async fn seeding_twice_keeps_what_exists(database: Database) {
-    let shell = Shell::on(&database);
+    let shell = Shell::migrated(&database).await;
     assert_eq!(shell.run(&["seed", "--users", "5"]).await.expect(0), "zones: 8 made, 0 kept\nusers: 5 made, 0 kept\n");
     database.execute(r#"UPDATE "user" SET name = 'Renamed' WHERE global_id = 1001"#).await;
     assert_eq!(shell.run(&["seed", "--users", "7"]).await.expect(0), "zones: 0 made, 8 kept\nusers: 2 made, 5 kept\n");
@@ -188,7 +197,7 @@ fn essence(jsonl: &str) -> Vec<Value> {
 }
 
 async fn what_export_writes_import_reads(database: Database) {
-    let shell = Shell::on(&database);
+    let shell = Shell::migrated(&database).await;
     shell.run(&["seed", "--users", "600"]).await.expect(0);
     shell.write(
         "odd.jsonl",
@@ -243,7 +252,7 @@ x,Bob,lobby
 ";
 
 async fn a_refused_line_is_told_and_does_not_hold_up_the_others(database: Database) {
-    let shell = Shell::on(&database);
+    let shell = Shell::migrated(&database).await;
     shell.run(&["seed", "--users", "0"]).await.expect(0);
     shell.write("people.csv", PEOPLE);
     let ended = shell.run(&["import", "users", "people.csv"]).await;
@@ -266,12 +275,22 @@ async fn a_refused_line_is_told_and_does_not_hold_up_the_others(database: Databa
     assert!(headless.expect(1).contains("global_id is missing"));
 }
 
-async fn a_dry_run_says_the_same_and_writes_nothing(database: Database) {
+async fn only_migrate_and_serve_change_the_schema(database: Database) {
     let shell = Shell::on(&database);
     shell.write("people.csv", PEOPLE);
-    let unready = shell.run(&["import", "users", "people.csv", "--dry-run"]).await.expect(1);
-    assert!(unready.contains("run `unified-backend migrate` first"), "{unready}");
-    shell.run(&["migrate", "--check"]).await.expect(1);
+    let import = ["import", "users", "people.csv"];
+    let dry = [&import[..], &["--dry-run"]].concat();
+    for arguments in [&import[..], &dry, &["export", "users"], &["seed"]] {
+        let unready = shell.run(arguments).await.expect(1);
+        assert!(unready.contains("run `unified-backend migrate` first"), "{arguments:?}: {unready}");
+        assert!(database.file().is_none_or(|file| !file.exists()), "{arguments:?} made a database");
+        shell.run(&["migrate", "--check"]).await.expect(1);
+    }
+}
+
+async fn a_dry_run_says_the_same_and_writes_nothing(database: Database) {
+    let shell = Shell::migrated(&database).await;
+    shell.write("people.csv", PEOPLE);
     shell.run(&["seed", "--users", "0"]).await.expect(0);
     let dry = shell.run(&["import", "users", "people.csv", "--dry-run"]).await;
     assert!(dry.expect(1).contains("(dry run: nothing was written)"));
@@ -282,7 +301,7 @@ async fn a_dry_run_says_the_same_and_writes_nothing(database: Database) {
 }
 
 async fn existing_lines_are_kept_or_updated_when_asked(database: Database) {
-    let shell = Shell::on(&database);
+    let shell = Shell::migrated(&database).await;
     shell.run(&["seed", "--users", "2"]).await.expect(0);
     let lines = r#"{"global_id":1001,"name":"Changed","zone_ids":["canteen"]}
 {"global_id":5000,"name":"New"}
@@ -296,6 +315,15 @@ async fn existing_lines_are_kept_or_updated_when_asked(database: Database) {
     assert_eq!(import("update").await.expect(0), "users: 2 read, 0 made, 2 updated, 0 kept, 0 refused\n");
     let first = &essence(&shell.run(&["export", "users"]).await.output)[0];
     assert_eq!((&first["name"], &first["zone_ids"]), (&json!("Changed"), &json!(["canteen"])));
+    // What a file does not name it leaves alone; an empty cell names it.
+    for (file, zone_ids) in
+        [("global_id,name\n1001,Ada\n", json!(["canteen"])), ("global_id,name,zone_ids\n1001,Ada,\n", json!([]))]
+    {
+        let arguments = ["import", "users", "-", "--format", "csv", "--existing", "update"];
+        run_with_input(shell.path(), &shell.settings(), &arguments, file.as_bytes()).await.expect(0);
+        let first = &essence(&shell.run(&["export", "users"]).await.output)[0];
+        assert_eq!((&first["name"], &first["zone_ids"]), (&json!("Ada"), &zone_ids));
+    }
 }
 
 async fn the_doctor_finds_a_healthy_database_well(database: Database) {
@@ -408,9 +436,13 @@ async fn the_cache_is_worked_by_hand() {
     assert_eq!(cache(&["invalidate"]).await.expect(0), "there was no users dict\n");
     let selftest = cache(&["selftest"]).await.expect(0);
     assert!(selftest.lines().count() >= 10 && selftest.lines().all(|line| line.starts_with("ok    ")), "{selftest}");
+    for line in [r#"ok    get_users_dict: {"-1":"Ann","9223372036854775807":"Zoë"}"#, "ok    exists: true"] {
+        assert!(selftest.contains(line), "{selftest}");
+    }
     let away = [("REDIS_URL", "redis://127.0.0.1:1/0")];
     let away = async |arguments: &[&str]| run(directory.path(), &away, &[&["cache"], arguments].concat()).await;
-    away(&["get", "greeting"]).await.expect(69);
+    let told = away(&["get", "greeting"]).await.expect(69);
+    assert!(told.starts_with("Redis is not available: "), "{told}");
     away(&["stats"]).await.expect(69);
     assert!(away(&["selftest"]).await.expect(1).contains("FAIL  "));
 }
@@ -526,7 +558,7 @@ async fn a_demo_has_people_and_alerts(database: Database) {
 }
 
 async fn a_simulated_site_publishes_to_a_service(database: Database) {
-    let shell = Shell::on(&database);
+    let shell = Shell::migrated(&database).await;
     shell.run(&["seed", "--users", "3"]).await.expect(0);
     let served = Served::start(shell.path(), &shell.settings(), &[]).await;
     until_ready(&served).await;

@@ -123,6 +123,32 @@ async fn secrets_are_never_printed() {
 }
 
 #[tokio::test]
+async fn no_command_tells_a_secret_that_does_not_work() {
+    let directory = place();
+    let cluster = "rediss://:hunter2@127.0.0.1:1,rediss://ann:hunter2@127.0.0.1:2";
+    let printed = run(directory.path(), &[("REDIS_URL", cluster)], &["config", "print"]).await.expect(0);
+    assert!(printed.contains("rediss://:redacted@127.0.0.1:1,rediss://ann:redacted@127.0.0.1:2"), "{printed}");
+    // A value where another type is wanted, which the Kafka client quotes.
+    let settings = [
+        ("REDIS_URL", cluster),
+        ("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1"),
+        ("KAFKA_PROPERTY_SOCKET_TIMEOUT_MS", "hunter2"),
+        ("KAFKA_PROPERTY_SASL_PASWORD", "hunter2"),
+    ];
+    for arguments in [&["doctor"][..], &["simulate", "--kafka", "--duration", "1s"], &["cache", "stats"]] {
+        for skipped in [2, 3] {
+            let mut settings = settings.to_vec();
+            settings.remove(skipped);
+            let told = run(directory.path(), &settings, arguments).await;
+            let told = format!("{}{}", told.output, told.errors);
+            assert!(!told.contains("hunter2"), "{arguments:?}: {told}");
+            let is_named = told.contains("KAFKA_PROPERTY_S") || arguments[0] == "cache";
+            assert!(is_named, "{arguments:?}: {told}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_is_printed_as_the_defaults_is_what_is_committed_and_can_be_read_back() {
     let directory = place();
     let printed = run(directory.path(), &[], &["config", "defaults"]).await.expect(0);
@@ -169,4 +195,19 @@ async fn a_likely_slip_is_warned_of() {
         warned.errors,
         "warning: API_PROT (environment) is not a setting of this service; did you mean API_PORT?\n"
     );
+    // Others have such names too: only what is close to one of ours is a slip.
+    let others = [("KAFKA_OPTS", "1"), ("REDIS_SERVICE_HOST", "1"), ("POSTGRES_INITDB_ARGS", "1")];
+    assert_eq!(check(directory.path(), &others).await.errors, "");
+    for (slip, meant) in [
+        ("KAFKA_BOOTSTRAP_SERVER", "KAFKA_BOOTSTRAP_SERVERS"),
+        ("DATABASE_HSOT", "DATABASE_HOST"),
+        ("POSTGRES_PASS", "POSTGRES_PASSWORD"),
+    ] {
+        let warned = check(directory.path(), &[(slip, "1")]).await.errors;
+        let told = format!("warning: {slip} (environment) is not a setting of this service; did you mean {meant}?\n");
+        assert_eq!(warned, told);
+    }
+    let warned = check(directory.path(), &[("REDIS_PASSWORD", "hunter2")]).await.errors;
+    assert_eq!(warned, "warning: REDIS_PASSWORD (environment) is not used: neither REDIS_URL nor REDIS_HOST is set\n");
+    assert_eq!(check(directory.path(), &[("REDIS_PASSWORD", "x"), ("REDIS_HOST", "h")]).await.errors, "");
 }

@@ -17,6 +17,7 @@ on_both_engines!(
     zone_id_and_zone_ids_mean_the_same,
     updated_at_moves_on_real_changes_only,
     zones_are_assigned_added_and_removed,
+    adding_and_removing_in_parallel_loses_nothing,
     a_zone_is_created_found_changed_and_deleted,
     lists_come_in_order_and_in_pages,
     zones_with_users_and_statistics_agree,
@@ -283,11 +284,13 @@ async fn zones_are_assigned_added_and_removed(database: Database) {
     );
     let removed = app.delete(&format!("{path}/C")).await;
     assert_eq!(removed.expect(200), json!({"message": format!("Removed zone C from user {id}"), "zones": ["A", "B"]}));
-    for zone in ["C", "nowhere"] {
-        let again = app.delete(&format!("{path}/{zone}")).await;
+    for zone in ["C", "nowhere", "\0", "a\0b"] {
+        let again = app.delete(&format!("{path}/{}", zone.replace('\0', "%00"))).await;
         let message = format!("User {id} doesn't have zone {zone}");
         assert_eq!(again.expect(200), json!({"message": message, "zones": ["A", "B"]}));
     }
+    let nobody = app.delete("/users/999999/zones/%00").await.expect(404);
+    assert_eq!(nobody["detail"], "User not found");
     let unknown = app.call(Method::POST, &format!("{path}/nowhere/add"), None).await.expect(404);
     assert_eq!((&unknown["detail"], &unknown["code"]), (&json!("Zone not found"), &json!("zone_not_found")));
     let nobody = app.call(Method::POST, "/users/999999/zones/A/add", None).await.expect(404);
@@ -303,13 +306,26 @@ async fn zones_are_assigned_added_and_removed(database: Database) {
     assert_eq!(user["zones"][0], app.get("/zones/A").await.expect(200));
     let none = app.post(&format!("{path}/assign"), json!({"zone_ids": []})).await;
     assert_eq!(none.expect(200), json!({"message": format!("Assigned 0 zones to user {id}"), "zones": []}));
+}
 
-    // Of many that add at once none is lost.
-    let paths: Vec<String> = ["A", "B", "C"].iter().map(|zone| format!("{path}/{zone}/add")).collect();
-    let adding = paths.iter().map(|path| app.call(Method::POST, path, None));
-    futures_util::future::join_all(adding).await.iter().for_each(|answer| drop(answer.expect(200)));
-    let user = app.get(&path).await.expect(200);
-    assert_eq!(user["zone_ids"].as_array().expect("zones").len(), 3, "{user}");
+async fn adding_and_removing_in_parallel_loses_nothing(database: Database) {
+    let zones: Vec<String> = (0..20).map(|number| format!("zone-{number:02}")).collect();
+    let app = start_with_zones(&database, &zones.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let id = create(&app, json!({"global_id": 1, "name": "Ann"})).await["id"].clone();
+    let path = format!("/users/{id}/zones");
+    let held = async || {
+        let user = app.get(&path).await.expect(200);
+        let mut held: Vec<String> = serde_json::from_value(user["zone_ids"].clone()).expect("zones");
+        held.sort();
+        held
+    };
+    let add = async |zone: &String| app.call(Method::POST, &format!("{path}/{zone}/add"), None).await.expect(200);
+    let remove = async |zone: &String| app.delete(&format!("{path}/{zone}")).await.expect(200);
+    futures_util::future::join_all(zones[..10].iter().map(add)).await;
+    assert_eq!(held().await, zones[..10], "every one that was added");
+    let removing = futures_util::future::join_all(zones[..5].iter().map(remove));
+    futures_util::future::join(removing, futures_util::future::join_all(zones[10..].iter().map(add))).await;
+    assert_eq!(held().await, zones[5..], "all that were added, none that was removed");
 }
 
 async fn a_zone_is_created_found_changed_and_deleted(database: Database) {

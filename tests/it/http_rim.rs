@@ -115,6 +115,9 @@ async fn unknown_paths_and_methods_say_so() {
             assert_eq!((&body["detail"], &body["code"]), (&json!("Method Not Allowed"), &json!("method_not_allowed")));
         }
     }
+    let metrics = rim.app.get("/metrics").await;
+    assert!(metrics.text().contains(r#"method="other",route="/health""#), "no time series for every word");
+    assert!(metrics.text().contains(r#"method="TRACE""#) && !metrics.text().contains("BREW"));
 }
 
 #[tokio::test]
@@ -209,7 +212,7 @@ async fn only_configured_origins_may_call_from_a_page() {
             (answer.status.as_u16(), answer.header("access-control-allow-origin")),
             (status, "https://ui.example")
         );
-        for header in ["etag", "dict-version", "x-total-count", "x-request-id", "retry-after"] {
+        for header in ["etag", "dict-version", "x-total-count", "x-request-id", "retry-after", "age", "cache-status"] {
             assert!(answer.header("access-control-expose-headers").contains(header), "{path}: {header}");
         }
         assert!(
@@ -420,11 +423,33 @@ async fn connections_over_the_limit_are_answered_503() {
         assert!(head.contains(&format!("content-length: {}", body.len())), "{refusal}");
         let body: serde_json::Value = serde_json::from_str(body).expect("JSON");
         assert_eq!(body["code"], "too_many_connections");
+        let id = body["request_id"].as_str().expect("an id");
+        assert!(id.len() == 32 && head.contains(&format!("x-request-id: {id}")), "{refusal}");
     }
     assert_eq!(rim.refused("full"), 10);
     drop(socket);
     eventually("the place is free again", async || rim.app.state.metrics.http_connections.get() == 2).await;
     assert!(rim.talk(format!("GET /health/live HTTP/1.1\r\n{CLOSING}")).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn of_a_flood_over_the_limit_some_are_told_and_all_are_closed() {
+    let rim = Rim::start(&[("API_MAX_CONNECTIONS", "1")]).await;
+    // The test's own client has the place, and may have been refused others.
+    eventually("the place is taken", async || rim.app.state.metrics.http_connections.get() == 1).await;
+    let before = rim.refused("full");
+    // They are listened to for a second after the refusal, so these hold all that may be told at once.
+    let mut flood = Vec::new();
+    for _ in 0..300 {
+        flood.push(rim.connect().await);
+    }
+    let (mut told, mut closed) = (0, 0);
+    for mut stream in flood {
+        let answer = read_to_end(&mut stream).await;
+        *(if answer.starts_with("HTTP/1.1 503") { &mut told } else { &mut closed }) += 1;
+    }
+    assert!(told >= 64 && closed > 0, "{told} told, {closed} only closed");
+    assert_eq!(rim.refused("full") - before, 300);
 }
 
 #[tokio::test]

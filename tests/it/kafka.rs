@@ -103,6 +103,8 @@ async fn alerts_arrive_once_and_in_order(database: Database) {
     })
     .await;
     eventually("nothing waits", async || check(&app).await["oldest_unstored_seconds"] == 0.0).await;
+    let health = app.get("/health").await.expect(200);
+    assert_eq!((&health["kafka_running"], &health["messages_received"]), (&json!(true), &json!(600)), "{health}");
     let check = check(&app).await;
     assert_eq!(check["partitions_assigned"], 2);
     assert_eq!(check["seconds_since_last_alert_by_camera"].as_object().expect("an object").len(), 2);

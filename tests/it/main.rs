@@ -17,6 +17,7 @@ mod migrations;
 mod outages;
 mod push;
 mod redis;
+mod signals;
 mod snapshots;
 mod store_contract;
 mod tidy;

@@ -140,11 +140,19 @@ async fn a_database_that_comes_late_is_waited_for() {
     let app = TestApp::start(&database, &settings).await;
     assert!(begin.elapsed() < IN_TIME);
     assert_unavailable(&app.get("/users").await);
-    assert_eq!(app.get("/health/ready").await.status, 503);
+    let stream = app.client().get(app.url("/users-dict")).header("accept", "text/event-stream");
+    assert_unavailable(&Answer::of(stream).await);
+    assert_unavailable(&app.get("/health/ready").await);
+    eventually("/health says so", async || {
+        let health = app.get("/health").await.expect(200);
+        health["status"] == "unhealthy" && health["checks"]["database"]["detail"].is_string()
+    })
+    .await;
     assert_eq!(app.get("/health/live").await.status, 200);
     proxy.set(Network::Works);
     app.until_ready().await;
     until_it_reads(&app).await;
+    assert_eq!(app.get("/health").await.expect(200)["status"], "healthy");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -467,6 +467,11 @@ async fn the_cache_routes_say_what_the_contract_says() {
         assert!(stats[figure].is_u64(), "{figure}: {stats}");
     }
     assert!(stats["memory_used"].as_str().is_some_and(|memory| memory.ends_with(['K', 'M', 'G'])), "{stats}");
+    let fields = |object: &Value| object.as_object().expect("an object").keys().cloned().collect::<Vec<_>>().join(" ");
+    let in_order = "enabled host port db total_keys memory_used connected_clients uptime_seconds";
+    assert_eq!(fields(&stats), format!("{in_order} directory"));
+    assert_eq!(fields(&stats["directory"]), "entries bytes version validated_ms_ago rebuilds");
+    assert_eq!(fields(&app.get("/health").await.expect(200)["redis"]), in_order);
     let rebuilds = stats["directory"]["rebuilds"].as_u64().expect("counted");
     stage.run(&["HSET", DICT, "1", "Eve"]).await;
     let invalidated = app.post("/cache/invalidate/users-dict", json!(null)).await.expect(200);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use unified_backend::alerts::AlertLog;
 use unified_backend::config::Config;
 use unified_backend::directory::{Command, DirectoryStore, NewUser, NewZone, Outcome, Refusal, User, WriteError, Zone};
-use unified_backend::lifecycle::{Lifecycle, TaskFailure};
+use unified_backend::lifecycle::{Lifecycle, StopFailure};
 use unified_backend::storage;
 use unified_backend::store_error::StoreError;
 use unified_backend::telemetry::health::{HealthBoard, State, name};
@@ -66,7 +66,7 @@ impl Store {
     }
 
     /// Waits until it stops by itself.
-    pub async fn until_stopped(&self) -> Result<(), TaskFailure> {
+    pub async fn until_stopped(&self) -> Result<(), StopFailure> {
         let stopping = self.lifecycle.stopped(Duration::ZERO, Duration::from_secs(10));
         tokio::time::timeout(PATIENCE, stopping).await.expect("it stops")
     }

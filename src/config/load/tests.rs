@@ -66,6 +66,71 @@ fn secrets_are_not_printed() {
 }
 
 #[test]
+fn of_a_url_only_what_is_no_secret_is_shown() {
+    for (url, shown) in [
+        ("postgres://ann:secretpw@db:5432/people", "postgres://ann:redacted@db:5432/people"),
+        (
+            "rediss://:secretpw@node1,rediss://:secretpw@node2:7000",
+            "rediss://:redacted@node1,rediss://:redacted@node2:7000",
+        ),
+        ("redis-sentinel://:secretpw@one:1,two:2/mymaster/3", "redis-sentinel://:redacted@one:1,two:2/mymaster/3"),
+        ("redis://secretpw@host:1/2", "redis://redacted@host:1/2"),
+        ("redis://host/2?auth=secretpw#secretpw", "redis://host/2"),
+        ("unix:///run/redis.sock?pass=secretpw", "unix:///run/redis.sock"),
+        ("sqlite:data/a,b.db", "sqlite:data/a,b.db"),
+        ("postgres:secretpw", "[redacted]"),
+        ("secretpw", "[redacted]"),
+        ("postgres://ann:12/secretpw@host/people", "[redacted]"),
+        ("postgres://ann:12?secretpw@host/people", "[redacted]"),
+        ("postgres://ann:12#secretpw@host/people", "[redacted]"),
+        ("redis://:12,secretpw@host", "[redacted]"),
+        ("redis://host/ann:secretpw", "[redacted]"),
+    ] {
+        assert_eq!(redact_url(url), shown);
+        assert!(!redact_url(url).contains("secretpw"), "{url}");
+    }
+}
+
+#[test]
+fn a_misspelt_level_is_refused_and_does_not_silence_everything() {
+    let level = |text| Config::from_settings(&[("LOGGING_LEVEL", text)]).map(|config| config.logging.level);
+    for (given, taken) in [
+        ("Warning", "warn"),
+        ("off", "off"),
+        ("INFO, unified_backend::kafka=debug", "info,unified_backend::kafka=debug"),
+        ("critical,hyper=off", "error,hyper=off"),
+    ] {
+        assert_eq!(level(given).expect(given), taken);
+    }
+    for wrong in ["verbose", "inof", "info,unified_backend", "hyper=loud", "3"] {
+        let refused = level(wrong).expect_err(wrong).to_string();
+        assert!(refused.contains(&format!("LOGGING_LEVEL={wrong}")), "{refused}");
+    }
+}
+
+#[test]
+fn a_database_in_memory_is_refused_with_the_remedy() {
+    for url in ["sqlite::memory:", "sqlite://:memory:", "sqlite:file:x?mode=memory"] {
+        let refused = Config::from_settings(&[("DATABASE_URL", url)]).expect_err(url).to_string();
+        assert!(refused.contains("in memory is one per connection"), "{refused}");
+    }
+}
+
+#[test]
+fn the_logical_database_is_found_in_every_form_of_a_redis_url() {
+    for (url, port, database) in [
+        ("redis://h", 6379, 0),
+        ("redis://h:7000/2", 7000, 2),
+        ("unix:///run/redis.sock?db=4", 6379, 4),
+        ("redis-sentinel://:p%2Fw@one:1000,two/mymaster/3?tls=true", 1000, 3),
+        ("redis+sentinel://one/mymaster", 26_379, 0),
+    ] {
+        let redis = Config::from_settings(&[("REDIS_URL", url)]).expect(url).redis.expect("enabled");
+        assert_eq!((redis.port, redis.database), (port, database), "{url}");
+    }
+}
+
+#[test]
 fn the_committed_defaults_are_the_defaults() {
     let committed = include_str!("../../../config.default.toml");
     assert_eq!(committed, render_defaults(), "run `unified-backend config defaults > config.default.toml`");

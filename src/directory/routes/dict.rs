@@ -27,8 +27,9 @@ use crate::store_error::StoreError;
 const DICT_VERSION: HeaderName = HeaderName::from_static("dict-version");
 const LONGEST_WAIT_SECONDS: i64 = 60;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Deflating more users than this for the first time is done beside the runtime's threads.
-const USERS_DEFLATED_INLINE: usize = 2_000;
+/// Deflating more users than this for the first time, or writing them out, is done beside the runtime's
+/// threads.
+const USERS_ENCODED_INLINE: usize = 2_000;
 
 pub fn router() -> Router<Directory> {
     Router::new().route("/users-dict", get(users_dict))
@@ -46,7 +47,7 @@ async fn users_dict(
     let token = resumed.or(query.find("since")).map(str::to_owned);
     query.finish()?;
     if accepts(&headers, header::ACCEPT, "text/event-stream") {
-        return Ok(follow(directory, token));
+        return follow(directory, token).await;
     }
     match token {
         Some(token) => {
@@ -74,7 +75,7 @@ async fn whole(directory: &Directory, headers: &HeaderMap) -> Result<Response, A
     } else if accepts(headers, header::ACCEPT_ENCODING, "gzip") {
         let snapshot = view.snapshot.clone();
         let deflate = move || snapshot.dict_gzip().clone();
-        let body = if view.snapshot.count_users() > USERS_DEFLATED_INLINE {
+        let body = if view.snapshot.count_users() > USERS_ENCODED_INLINE {
             tokio::task::spawn_blocking(deflate).await.map_err(|join| StoreError::unavailable("service", join))?
         } else {
             deflate()
@@ -168,38 +169,46 @@ async fn changes(directory: &Directory, since: Option<Cursor>, wait: Duration) -
             () = draining.cancelled() => {}
         }
     }
-    let mut response = json(&delta, None)?;
+    let version = delta.version.to_string();
+    let body = encode(delta).await?;
+    let mut response = ([(header::CONTENT_TYPE, "application/json")], body).into_response();
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    if let Ok(version) = HeaderValue::from_str(&delta.version.to_string()) {
+    if let Ok(version) = HeaderValue::from_str(&version) {
         response.headers_mut().insert(DICT_VERSION, version);
     }
     Ok(response)
 }
 
-fn follow(directory: Directory, token: Option<String>) -> Response {
+/// A large map is written out beside the runtime's threads.
+async fn encode(delta: DictDelta) -> Result<String, StoreError> {
+    let is_large = delta.set.len() > USERS_ENCODED_INLINE;
+    let encoding = move || serde_json::to_string(&delta).map_err(|error| StoreError::unavailable("service", error));
+    if !is_large {
+        return encoding();
+    }
+    tokio::task::spawn_blocking(encoding).await.map_err(|join| StoreError::unavailable("service", join))?
+}
+
+async fn follow(directory: Directory, token: Option<String>) -> Result<Response, ApiError> {
     let draining = directory.draining();
     let since = token.and_then(|token| Cursor::parse(&token));
-    let follower = Follower::new(directory, since);
-    let events = stream::unfold((follower, true), |(mut follower, is_first)| async move {
-        let delta = if is_first {
-            match follower.first().await {
-                Ok(delta) if is_news(&delta) => Ok(delta),
-                Ok(_) => follower.next().await,
-                Err(error) => Err(error),
-            }
-        } else {
-            follower.next().await
-        };
+    let mut follower = Follower::new(directory, since);
+    // Before the answer begins: without a database it is a 503, not a stream that ends at once.
+    let first = Some(follower.first().await?).filter(is_news);
+    let events = stream::unfold((follower, first), |(mut follower, first)| async move {
         // A stream that cannot go on ends; the client resumes with the last id.
-        let delta = delta.ok()?;
-        let data = serde_json::to_string(&delta).ok()?;
-        let event = Event::default().id(delta.version.to_string()).data(data);
-        Some((Ok::<_, Infallible>(event), (follower, false)))
+        let delta = match first {
+            Some(delta) => delta,
+            None => follower.next().await.ok()?,
+        };
+        let event = Event::default().id(delta.version.to_string());
+        let event = event.data(encode(delta).await.ok()?);
+        Some((Ok::<_, Infallible>(event), (follower, None)))
     });
     let events = futures_util::StreamExt::take_until(events, async move { draining.cancelled().await });
     let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
     response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
-    response
+    Ok(response)
 }
 
 /// One client's walk through the changes. While it lives the replica is kept fresh.

@@ -1,5 +1,7 @@
 //! `/users` and the zones of a user.
 
+use std::sync::Arc;
+
 use axum::body::Bytes;
 use axum::extract::{RawQuery, State};
 use axum::http::HeaderValue;
@@ -143,9 +145,14 @@ async fn add_zone(State(directory): State<Directory>, path: PathTexts) -> Result
 }
 
 async fn remove_zone(State(directory): State<Directory>, path: PathTexts) -> Result<Response, ApiError> {
-    let id = path.integer(0, "user_id")?;
-    // No store can hold a NUL, so nobody has such a zone; the store is still asked for the user.
-    let zone_id = path.text(1).replace('\0', "\u{fffd}");
+    let (id, zone_id) = (path.integer(0, "user_id")?, path.text(1).to_owned());
+    if zone_id.contains('\0') {
+        // No store can hold a NUL, nor be asked for one: nobody has such a zone.
+        let view = directory.read().await?;
+        let user = view.snapshot.find_user(id).ok_or_else(user_not_found)?;
+        let message = format!("User {id} doesn't have zone {zone_id}");
+        return json_response(&Assigned { message, zones: user.zone_ids.to_vec() }, view.stale);
+    }
     assigned(&directory, Command::RemoveZone { id, zone_id: zone_id.clone() }, |_, changed| {
         if changed {
             format!("Removed zone {zone_id} from user {id}")
@@ -156,16 +163,17 @@ async fn remove_zone(State(directory): State<Directory>, path: PathTexts) -> Res
     .await
 }
 
+#[derive(Serialize)]
+struct Assigned {
+    message: String,
+    zones: Vec<Arc<str>>,
+}
+
 async fn assigned(
     directory: &Directory,
     command: Command,
     message: impl FnOnce(usize, bool) -> String,
 ) -> Result<Response, ApiError> {
-    #[derive(Serialize)]
-    struct Assigned {
-        message: String,
-        zones: Vec<std::sync::Arc<str>>,
-    }
     match directory.write(command).await? {
         Outcome::Assignments { zone_ids, changed } => {
             json_response(&Assigned { message: message(zone_ids.len(), changed), zones: zone_ids }, None)

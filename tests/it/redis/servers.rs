@@ -95,6 +95,28 @@ async fn a_redis_that_refuses_writes_is_told_and_used_again_when_it_takes_them()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_that_the_service_does_looks_through_all_keys() {
+    let server = require_backend!(PrivateRedis::start(&["--save", ""]).await);
+    let database = Database::sqlite();
+    let app = TestApp::start_ready(&database, &[("REDIS_URL", &server.url()), PATIENT]).await;
+    add_user(&app, 1, "Ann").await;
+    let cache = app.state.redis.clone().expect("configured");
+    eventually("mirrored", async || cache.get_users_dict().await.is_ok_and(|dict| dict.is_some())).await;
+    passes_the_selftest(&cache).await;
+    for path in ["/cache/clear", "/cache/invalidate/users-dict"] {
+        app.post(path, serde_json::Value::Null).await.expect(200);
+    }
+    assert_eq!(app.get("/cache/stats").await.expect(200)["enabled"], true);
+    let client = ::redis::Client::open(server.url()).expect("a URL");
+    let mut connection = client.get_multiplexed_async_connection().await.expect("it answers");
+    let calls: String = cmd("INFO").arg("commandstats").query_async(&mut connection).await.expect("statistics");
+    assert!(calls.contains("cmdstat_unlink:") && calls.contains("cmdstat_dbsize:"), "{calls}");
+    for command in ["keys", "flushdb", "flushall"] {
+        assert!(!calls.contains(&format!("cmdstat_{command}:")), "{calls}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_is_used_as_one() {
     let server = require_backend!(PrivateRedis::start(&["--save", "", "--cluster-enabled", "yes"]).await);
     server.run(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await;
