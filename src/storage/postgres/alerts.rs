@@ -77,11 +77,10 @@ impl AlertLog for PostgresAlertLog {
                 conditions.push(format!("occurred_at {operator} ${}", parameters.len()));
             }
         }
-        // One row past the page tells whether there is more.
-        let rows = i64::from(query.limit) + 1;
+        // One row past the page tells whether there is more. The number stands in the text, because the
+        // planner has to know how few rows are wanted; a power of two, so that there are few texts.
+        let rows = (query.limit + 1).next_power_of_two();
         let max_bytes = i64::try_from(query.max_bytes).unwrap_or(i64::MAX);
-        parameters.push(&rows);
-        let rows_place = parameters.len();
         parameters.push(&max_bytes);
         let bytes_place = parameters.len();
         // The length of a body is known without reading it. Those past the budget are not sent: a result
@@ -90,7 +89,7 @@ impl AlertLog for PostgresAlertLog {
             "SELECT seq, received_at, occurred_at, source, zone_id, user_id, status, camera_id, user_name, \
              CASE WHEN bytes <= ${bytes_place} OR bytes = octet_length(body) THEN body END FROM (\
              SELECT *, sum(octet_length(body)) OVER (ORDER BY seq {order} ROWS UNBOUNDED PRECEDING) AS bytes \
-             FROM (SELECT * FROM alert WHERE {} ORDER BY seq {order} LIMIT ${rows_place}) AS page) AS measured \
+             FROM (SELECT * FROM alert WHERE {} ORDER BY seq {order} LIMIT {rows}) AS page) AS measured \
              ORDER BY seq {order}",
             conditions.join(" AND "),
         );
