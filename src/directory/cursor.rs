@@ -71,10 +71,14 @@ mod tests {
     use super::*;
 
     fn cursors() -> impl Strategy<Value = Cursor> {
-        (0..i64::MAX, 100..1000_u64, prop::collection::btree_set(50..100_u64, 0..80)).prop_map(|(epoch, xmax, xip)| {
-            let xip: Vec<u64> = xip.into_iter().collect();
-            Cursor { epoch, xmin: xip.first().copied().unwrap_or(xmax), xmax, xip }
-        })
+        // Also where the 32 bits of the old counter roll over, and at the end of the 64.
+        let bases = prop::sample::select(vec![0, u64::from(u32::MAX) - 90, u64::MAX - 1_000]);
+        (0..i64::MAX, bases, 100..1000_u64, prop::collection::btree_set(50..100_u64, 0..80)).prop_map(
+            |(epoch, base, xmax, xip)| {
+                let (xmax, xip): (u64, Vec<u64>) = (base + xmax, xip.into_iter().map(|xid| base + xid).collect());
+                Cursor { epoch, xmin: xip.first().copied().unwrap_or(xmax), xmax, xip }
+            },
+        )
     }
 
     proptest! {
