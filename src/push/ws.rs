@@ -72,7 +72,7 @@ async fn serve(push: Push, wanted: Wanted, socket: WebSocket, taken: Taken) {
     let (mut sink, mut stream) = socket.split();
     let farewell = match push.check_position(&wanted).await {
         Ok(Ok(())) => stream_alerts(&push, &present, wanted, &mut sink, &mut stream, &taken).await,
-        Ok(Err(_)) => Some(beyond_end()),
+        Ok(Err(_)) => Some(beyond_end("protocol")),
         Err(_) => {
             Some(Farewell { code: close_code::AGAIN, reason: "database_unavailable".to_owned(), label: "unavailable" })
         }
@@ -137,7 +137,7 @@ async fn stream_alerts(
             }
             Event::Silence => return Some(delivered.farewell(close_code::AWAY, "no answer to pings", "dead")),
             Event::PingDue => vec![(None, Message::Ping(axum::body::Bytes::new()))],
-            Event::Alerts(None) => return Some(beyond_end()),
+            Event::Alerts(None) => return Some(beyond_end("log_replaced")),
             Event::Alerts(Some(entries)) => {
                 present.delivered(entries.len());
                 let text = |entry: &Arc<Entry>| if wanted.envelope { entry.envelope() } else { entry.text() };
@@ -182,8 +182,8 @@ impl Delivered {
     }
 }
 
-fn beyond_end() -> Farewell {
-    Farewell { code: close_code::POLICY, reason: "seq_beyond_end".to_owned(), label: "protocol" }
+fn beyond_end(label: &'static str) -> Farewell {
+    Farewell { code: close_code::POLICY, reason: "seq_beyond_end".to_owned(), label }
 }
 
 /// One flush for all of them.

@@ -91,8 +91,8 @@ metrics! {
 
     push_clients: IntGaugeVec = "push_clients" ["transport"], "Streaming clients.";
     push_delivered: IntCounterVec = "push_delivered_total" ["transport"], "Alerts handed to clients.";
-    push_replays: IntCounterVec = "push_replays_total" ["reason"], "Times a client was served from the log: connect, resume, behind.";
-    push_closed: IntCounterVec = "push_closed_total" ["reason"], "Streams closed by us: slow, dead, protocol, shutdown.";
+    push_replays: IntCounterVec = "push_replays_total" ["reason"], "Times a client was served from the log: connect, behind.";
+    push_closed: IntCounterVec = "push_closed_total" ["reason"], "Streams closed by us: slow, dead, protocol, log_replaced, unavailable, shutdown.";
     push_follower_errors: IntCounter = "push_follower_errors_total", "Reads of the log that failed in the follower.";
 }
 
