@@ -26,9 +26,9 @@ use crate::telemetry::metrics::Metrics;
 /// Validations under way at once; on a far database more would only queue up there.
 const MAX_FLIGHTS: usize = 16;
 /// A new validation begins at most this often while another one is under way.
-const MIN_PACE: Duration = Duration::from_micros(250);
+const MIN_PACE: Duration = Duration::from_millis(1);
 /// ... or every such part of a round trip, which is what a reader waits on top of its own.
-const PACE_DIVISOR: u32 = 16;
+const PACE_DIVISOR: u32 = 32;
 /// How often a snapshot takes over a moved cursor although its content did not change: tokens of
 /// clients stay young enough for the log, entity tags and followers are left alone.
 const CURSOR_REFRESH: Duration = Duration::from_secs(30);
@@ -194,6 +194,8 @@ impl Driver {
                         self.load(feed, reset, Vec::new()).await?;
                     }
                     *backoff = Duration::ZERO;
+                    // The readers who were just answered ask again; with one validation for them all.
+                    tokio::task::yield_now().await;
                 }
                 () = self.shared.wake.notified() => {}
                 () = sleep_until_earliest(&timer) => self.answer_overdue(),
