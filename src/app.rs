@@ -79,8 +79,8 @@ impl App {
             metrics: metrics.clone(),
             lifecycle: lifecycle.clone(),
         };
-        let serving =
-            http::serve(listener, http::router(state.clone()), state.config.api.clone(), lifecycle.clone(), metrics);
+        let surface = http::surface(state.clone())?;
+        let serving = http::serve(listener, surface, state.config.api.clone(), lifecycle.clone(), metrics);
         lifecycle.spawn_service("http listener", serving);
         Ok(Self { address, state })
     }

@@ -6,7 +6,7 @@
 //! is combined from the chunks' own.
 
 use std::hash::Hasher;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use crc32fast::Hasher as Crc32;
@@ -16,14 +16,18 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 /// The body of `/users-dict` in one encoding: chunks that concatenate.
 #[derive(Clone, Debug)]
 pub struct DictBody {
-    pub chunks: Vec<Bytes>,
+    pub chunks: Arc<[Bytes]>,
     /// Sum of the chunks.
     pub bytes: u64,
 }
 
+/// Up to this size a body is one chunk: to write a list of them costs more than it saves.
+const BYTES_IN_ONE_CHUNK: u64 = 64 * 1024;
+
 impl DictBody {
     fn new(chunks: Vec<Bytes>) -> Self {
         let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        let chunks = if bytes <= BYTES_IN_ONE_CHUNK { [chunks.concat().into()].into() } else { chunks.into() };
         Self { chunks, bytes }
     }
 }

@@ -6,6 +6,7 @@ pub mod cursor;
 pub mod dict;
 pub mod geometry;
 mod history;
+mod pages;
 pub mod replica;
 pub mod routes;
 pub mod store;

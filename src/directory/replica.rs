@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use imbl::{OrdMap, OrdSet};
 
 use super::cursor::Cursor;
 use super::dict::{self, DictBody, DictChunk};
 use super::history::DictHistory;
+use super::pages::Pages;
 use super::store::{Changes, Loaded};
 use super::types::{User, Zone};
 
@@ -29,10 +31,13 @@ pub struct Snapshot {
     zone_members: OrdMap<Arc<str>, OrdSet<i64>>,
     /// By `zone_id`.
     zones: Arc<[Arc<Zone>]>,
-    etag: Arc<str>,
+    etag: Bytes,
+    /// The cursor as text.
+    version: Bytes,
     history: DictHistory,
     json: OnceLock<DictBody>,
     gzip: OnceLock<DictBody>,
+    pages: Arc<Pages>,
 }
 
 /// What becomes of a global id: the user that has it now, or nobody.
@@ -133,6 +138,7 @@ impl Snapshot {
     /// The same content at a later moment.
     pub fn at(&self, cursor: Cursor) -> Self {
         Self {
+            version: cursor.to_string().into(),
             cursor,
             chunks: self.chunks.clone(),
             starts: self.starts.clone(),
@@ -144,6 +150,7 @@ impl Snapshot {
             history: self.history.clone(),
             json: self.json.clone(),
             gzip: self.gzip.clone(),
+            pages: self.pages.clone(),
         }
     }
 
@@ -167,6 +174,15 @@ impl Snapshot {
         let chunk = self.starts.partition_point(|start| *start <= skip).saturating_sub(1);
         let inside = skip - self.starts.get(chunk).copied().unwrap_or(0).min(skip);
         self.chunks[chunk.min(self.chunks.len())..].iter().flat_map(|chunk| chunk.users.iter()).skip(inside).take(limit)
+    }
+
+    /// [`Self::list_users`] as JSON. The pages that clients ask for again and again are written once.
+    pub fn users_json(&self, skip: usize, limit: usize) -> Bytes {
+        self.pages.get_or_write((skip, limit), || {
+            let users: Vec<&Arc<User>> = self.list_users(skip, limit).collect();
+            // Texts, numbers and times: there is nothing in it that cannot be written.
+            serde_json::to_vec(&users).unwrap_or_default().into()
+        })
     }
 
     /// By `global_id`; O(answer · log n). Empty for an unknown zone.
@@ -200,7 +216,17 @@ impl Snapshot {
 
     /// Weak entity tag of the dict, with `W/` and quotes: equal on every instance at equal content.
     pub fn dict_etag(&self) -> &str {
-        &self.etag
+        std::str::from_utf8(&self.etag).unwrap_or_default()
+    }
+
+    /// [`Self::dict_etag`], shared.
+    pub fn dict_etag_bytes(&self) -> Bytes {
+        self.etag.clone()
+    }
+
+    /// The cursor as text, shared.
+    pub fn version_bytes(&self) -> Bytes {
+        self.version.clone()
     }
 
     pub fn dict_json(&self) -> &DictBody {
@@ -210,6 +236,11 @@ impl Snapshot {
     /// One gzip member; deflates chunks that nobody asked for yet, so it may take milliseconds.
     pub fn dict_gzip(&self) -> &DictBody {
         self.gzip.get_or_init(|| dict::gzip_body(self.dict_chunks()))
+    }
+
+    /// Whether [`Self::dict_gzip`] is at hand.
+    pub fn has_dict_gzip(&self) -> bool {
+        self.gzip.get().is_some()
     }
 
     /// (global_id, name), ascending.
@@ -246,9 +277,21 @@ impl Snapshot {
             user_count += chunk.users.len();
             digest = digest.wrapping_add(chunk.dict.digest());
         }
-        let etag = dict::etag(user_count, digest).into();
-        let (json, gzip) = (OnceLock::new(), OnceLock::new());
-        Self { cursor, chunks, starts, user_count, global_ids, zone_members, zones, etag, history, json, gzip }
+        Self {
+            version: cursor.to_string().into(),
+            cursor,
+            chunks,
+            starts,
+            user_count,
+            global_ids,
+            zone_members,
+            zones,
+            etag: dict::etag(user_count, digest).into(),
+            history,
+            json: OnceLock::new(),
+            gzip: OnceLock::new(),
+            pages: Arc::default(),
+        }
     }
 
     fn dict_chunks(&self) -> impl Iterator<Item = &DictChunk> {

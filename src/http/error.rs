@@ -1,5 +1,5 @@
 //! Failures as clients see them: the only `IntoResponse` for errors. Every answer has a text for
-//! people, a code for programs and, added by the middleware's header, a request id.
+//! people, a code for programs and, added by the surface, a request id.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -65,12 +65,12 @@ impl ApiError {
     }
 }
 
-/// Puts the cause where the middleware logs it, once.
+/// Puts the cause where the surface logs it, once.
 #[derive(Clone, Debug)]
 pub struct FailureCause(pub String);
 
 impl IntoResponse for ApiError {
-    /// Without a body: the middleware writes it, which is the one that knows the request's id.
+    /// Without a body: the surface writes it, which is the one that knows the request's id.
     fn into_response(self) -> Response {
         let mut response = self.status.into_response();
         if let Some(seconds) = self.retry_after {
@@ -84,7 +84,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// The parts of an error's body, for the middleware.
+/// The parts of an error's body, for the surface.
 #[derive(Clone, Debug)]
 pub struct ErrorBody {
     pub detail: Detail,

@@ -46,13 +46,18 @@ impl PathTexts {
 
     /// A parameter that is an integer.
     pub fn integer(&self, index: usize, name: &'static str) -> Result<i64, ApiError> {
-        let mut faults = Faults::default();
-        let input = Value::from(self.text(index));
-        match faults.integer(&["path".into(), name.into()], &input) {
-            Some(value) => Ok(value),
-            None => Err(faults.into_error()),
-        }
+        path_integer(self.text(index), name)
     }
+}
+
+/// An integer in the path.
+pub fn path_integer(text: &str, name: &'static str) -> Result<i64, ApiError> {
+    // As nearly all are; the long way says what is wrong, and knows more spellings.
+    if let Ok(value) = text.parse() {
+        return Ok(value);
+    }
+    let mut faults = Faults::default();
+    faults.integer(&["path".into(), name.into()], &text.into()).ok_or_else(|| faults.into_error())
 }
 
 /// The query string, every name possibly many times.

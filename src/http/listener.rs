@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::Body;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -18,9 +17,10 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
-use tower::ServiceExt;
 
+use super::answer::AnswerBody;
 use super::error::{Detail, ErrorBody};
+use super::surface::Surface;
 use super::taken::Taken;
 use crate::config::ApiConfig;
 use crate::lifecycle::Lifecycle;
@@ -53,7 +53,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// Accepts until [`Lifecycle::draining`]; connections then finish what is under way.
 pub async fn serve(
     listener: TcpListener,
-    router: axum::Router,
+    surface: Surface,
     config: ApiConfig,
     lifecycle: Lifecycle,
     metrics: Arc<Metrics>,
@@ -91,7 +91,7 @@ pub async fn serve(
         }
         let place = Place::take(open.clone(), metrics.clone());
         let connection = Connection {
-            router: router.clone(),
+            surface: surface.clone(),
             config: config.clone(),
             lifecycle: lifecycle.clone(),
             metrics: metrics.clone(),
@@ -141,7 +141,7 @@ impl Drop for Place {
 }
 
 struct Connection {
-    router: axum::Router,
+    surface: Surface,
     config: ApiConfig,
     lifecycle: Lifecycle,
     metrics: Arc<Metrics>,
@@ -150,16 +150,13 @@ struct Connection {
 impl Connection {
     async fn run(self, stream: TcpStream, place: Place) {
         let progress = Arc::new(Progress::new());
-        let router = self.router.clone();
-        let seen = progress.clone();
-        let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
+        let (surface, seen) = (&self.surface, &progress);
+        let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
             seen.begin_request();
-            request.extensions_mut().insert(seen.taken.clone());
             let end = RequestEnd(seen.clone());
-            let answering = router.clone().oneshot(request.map(Body::new));
             async move {
-                let response = answering.await?;
-                Ok::<_, std::convert::Infallible>(response.map(|body| Answer { body, _end: end }))
+                let answer = surface.answer(request, &seen.taken).await;
+                Ok::<_, std::convert::Infallible>(answer.map(|body| WatchedBody { body, _end: end }))
             }
         });
         let io = TokioIo::new(Watched { stream, progress: progress.clone(), lingering: None, _place: place });
@@ -290,12 +287,12 @@ impl Drop for RequestEnd {
 }
 
 /// The body of an answer. As long as it lives, the connection is not idle.
-struct Answer {
-    body: Body,
+struct WatchedBody {
+    body: AnswerBody,
     _end: RequestEnd,
 }
 
-impl hyper::body::Body for Answer {
+impl hyper::body::Body for WatchedBody {
     type Data = axum::body::Bytes;
     type Error = axum::Error;
 

@@ -1,12 +1,15 @@
-//! The HTTP rim: the listener with its limits, the middleware, the router that mounts the features.
+//! The HTTP rim: the listener with its limits, the surface with what stands around every request, the router
+//! that mounts the features.
 
+pub mod answer;
 mod docs;
 pub mod error;
 pub mod extract;
 mod listener;
-mod middleware;
 pub mod openapi;
+mod routes;
 mod service;
+mod surface;
 pub mod taken;
 
 use axum::Router;
@@ -16,14 +19,20 @@ use axum::response::{IntoResponse, Response};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 pub use listener::{bind, serve};
+pub use surface::Surface;
 
 use self::error::ApiError;
 use crate::alerts::decode::DecodeLimits;
 use crate::app::AppState;
 use crate::{alerts, directory, redis};
 
-/// All routes of the service, with the middleware around them.
-pub fn router(state: AppState) -> Router {
+/// The whole HTTP surface of a service.
+pub fn surface(state: AppState) -> anyhow::Result<Surface> {
+    let (directory, config, metrics) = (state.directory.clone(), state.config.clone(), state.metrics.clone());
+    Surface::new(router(state), directory, &config.api, metrics)
+}
+
+fn router(state: AppState) -> Router {
     let limits =
         DecodeLimits { max_bytes: state.config.alerts.max_bytes, timezone: state.config.alerts.timezone.clone() };
     let routes = Router::new()
@@ -35,10 +44,8 @@ pub fn router(state: AppState) -> Router {
         .merge(docs::router())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed);
-    // The middleware has read the body within our own limits.
+    // The surface has read the body within our own limits.
     let routes = routes.layer(DefaultBodyLimit::disable());
-    let around = middleware::Around::new(&state.config.api, state.metrics.clone());
-    let routes = routes.layer(axum::middleware::from_fn_with_state(around, middleware::around));
     match cors(&state.config.api.cors_origins) {
         Some(cors) => routes.layer(cors),
         None => routes,

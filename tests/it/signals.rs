@@ -113,5 +113,5 @@ async fn the_log_line_of_a_failed_request_has_its_id_at_every_level() {
     assert_eq!(code, 0, "{log}");
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let failed = lines.iter().find(|line| line["message"] == "request failed").expect("told");
-    assert_eq!((&failed["span"]["request_id"], &failed["status"]), (&json!("shift-7"), &json!(503)), "{failed}");
+    assert_eq!((&failed["request_id"], &failed["status"]), (&json!("shift-7"), &json!(503)), "{failed}");
 }

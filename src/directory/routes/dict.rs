@@ -5,21 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use axum::extract::{RawQuery, State};
+use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::IntoResponse;
 use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use futures_util::stream;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use tokio::sync::watch;
 
-use super::{json, mark};
+use super::mark;
+use super::reads::{Asked, Read, read};
 use crate::directory::dict::DictBody;
 use crate::directory::sync::FreshGuard;
-use crate::directory::{Cursor, DictDelta, Directory, Snapshot, View};
+use crate::directory::{Cursor, DictDelta, Directory, Snapshot};
+use crate::http::answer::{Answer, AnswerBody, Pieces, json, to_json};
 use crate::http::error::ApiError;
 use crate::http::extract::Query;
 use crate::store_error::StoreError;
@@ -32,85 +32,96 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const USERS_ENCODED_INLINE: usize = 2_000;
 
 pub fn router() -> Router<Directory> {
-    Router::new().route("/users-dict", get(users_dict))
+    Router::new().route("/users-dict", read(users_dict))
 }
 
-async fn users_dict(
-    State(directory): State<Directory>,
-    headers: HeaderMap,
-    RawQuery(query): RawQuery,
-) -> Result<Response, ApiError> {
-    let mut query = Query::parse(query.as_deref());
+pub fn users_dict(asked: &Asked<'_>) -> Result<Read, ApiError> {
+    let mut query = Query::parse(asked.query);
     let use_cache = query.boolean("use_cache", true);
     let wait_seconds = query.integer("wait", 0, 0..=LONGEST_WAIT_SECONDS);
-    let resumed = headers.get("last-event-id").and_then(|value| value.to_str().ok());
+    let resumed = asked.headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let token = resumed.or(query.find("since")).map(str::to_owned);
     query.finish()?;
-    if accepts(&headers, header::ACCEPT, "text/event-stream") {
-        return follow(directory, token).await;
+    if accepts(asked.headers, &header::ACCEPT, "text/event-stream") {
+        return Ok(Read::of_directory(|directory| follow(directory, token)));
     }
     match token {
         Some(token) => {
             let wait = Duration::from_secs(wait_seconds.unsigned_abs());
-            changes(&directory, Cursor::parse(&token), wait).await
+            Ok(Read::of_directory(async move |directory| changes(&directory, Cursor::parse(&token), wait).await))
         }
-        None if use_cache => whole(&directory, &headers).await,
-        None => {
-            let entries = directory.read_users_dict_uncached().await?;
-            let mut response = json(&entries, None)?;
-            response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-            Ok(response)
-        }
+        None if use_cache => Ok(whole(asked.headers)),
+        None => Ok(Read::of_directory(async |directory: Directory| {
+            let mut answer = to_json(&directory.read_users_dict_uncached().await?)?;
+            answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+            Ok(answer)
+        })),
     }
 }
 
-async fn whole(directory: &Directory, headers: &HeaderMap) -> Result<Response, ApiError> {
-    let view = directory.read().await?;
-    let is_known = headers
-        .get_all(header::IF_NONE_MATCH)
-        .iter()
-        .any(|value| value.to_str().is_ok_and(|value| matches_etag(value, view.snapshot.dict_etag())));
-    let mut response = if is_known {
-        StatusCode::NOT_MODIFIED.into_response()
-    } else if accepts(headers, header::ACCEPT_ENCODING, "gzip") {
-        let snapshot = view.snapshot.clone();
-        let deflate = move || snapshot.dict_gzip().clone();
-        let body = if view.snapshot.count_users() > USERS_ENCODED_INLINE {
-            tokio::task::spawn_blocking(deflate).await.map_err(|join| StoreError::unavailable("service", join))?
-        } else {
-            deflate()
-        };
-        let mut response = stream_of(&body);
-        response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        response
-    } else {
-        stream_of(view.snapshot.dict_json())
+fn whole(headers: &HeaderMap) -> Read {
+    let known: Vec<HeaderValue> = headers.get_all(header::IF_NONE_MATCH).iter().cloned().collect();
+    let is_known = move |snapshot: &Snapshot| {
+        known.iter().any(|value| value.to_str().is_ok_and(|value| matches_etag(value, snapshot.dict_etag())))
     };
-    describe(&mut response, &view);
-    Ok(response)
+    if !accepts(headers, &header::ACCEPT_ENCODING, "gzip") {
+        return Read::of_view(move |view| {
+            let body = (!is_known(&view.snapshot)).then(|| view.snapshot.dict_json());
+            Ok(dict_answer(&view.snapshot, body, None))
+        });
+    }
+    Read::of_directory(async move |directory: Directory| {
+        let view = directory.read().await?;
+        let snapshot = view.snapshot.clone();
+        let mut answer = if is_known(&snapshot) {
+            dict_answer(&snapshot, None, None)
+        } else if snapshot.count_users() > USERS_ENCODED_INLINE && !snapshot.has_dict_gzip() {
+            let deflating =
+                tokio::task::spawn_blocking(move || dict_answer(&snapshot, Some(snapshot.dict_gzip()), GZIP));
+            deflating.await.map_err(|join| StoreError::unavailable("service", join))?
+        } else {
+            dict_answer(&snapshot, Some(snapshot.dict_gzip()), GZIP)
+        };
+        mark(&mut answer, view.stale);
+        Ok(answer)
+    })
+}
+
+const GZIP: Option<HeaderValue> = Some(HeaderValue::from_static("gzip"));
+
+/// Without a body: 304.
+fn dict_answer(snapshot: &Snapshot, body: Option<&DictBody>, encoding: Option<HeaderValue>) -> Answer {
+    let mut answer = match body {
+        Some(body) => json(pieces(body)),
+        None => {
+            let mut answer = Answer::new(AnswerBody::Ready(Pieces::One(Bytes::new())));
+            *answer.status_mut() = StatusCode::NOT_MODIFIED;
+            answer
+        }
+    };
+    let headers = answer.headers_mut();
+    headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    if let Some(encoding) = encoding {
+        headers.insert(header::CONTENT_ENCODING, encoding);
+    }
+    insert(headers, header::ETAG, snapshot.dict_etag_bytes());
+    insert(headers, DICT_VERSION, snapshot.version_bytes());
+    answer
 }
 
 /// The chunks as they are, without a copy.
-fn stream_of(body: &DictBody) -> Response {
-    let chunks = stream::iter(body.chunks.clone().into_iter().map(Ok::<_, Infallible>));
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
-        (header::CONTENT_LENGTH, HeaderValue::from(body.bytes)),
-    ];
-    (headers, Body::from_stream(chunks)).into_response()
+fn pieces(body: &DictBody) -> Pieces {
+    match &*body.chunks {
+        [one] => Pieces::One(one.clone()),
+        _ => Pieces::many(body.chunks.clone(), body.bytes),
+    }
 }
 
-fn describe(response: &mut Response, view: &View) {
-    let headers = response.headers_mut();
-    headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    if let Ok(etag) = HeaderValue::from_str(view.snapshot.dict_etag()) {
-        headers.insert(header::ETAG, etag);
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: Bytes) {
+    if let Ok(value) = HeaderValue::from_maybe_shared(value) {
+        headers.insert(name, value);
     }
-    if let Ok(version) = HeaderValue::from_str(&view.snapshot.cursor().to_string()) {
-        headers.insert(DICT_VERSION, version);
-    }
-    mark(response, view.stale);
 }
 
 /// Weak comparison (RFC 9110, section 8.8.3.2) with a list of entity tags or `*`.
@@ -120,8 +131,8 @@ fn matches_etag(list: &str, etag: &str) -> bool {
 }
 
 /// Whether a header with quality values names the value, or `*` where that means any encoding.
-fn accepts(headers: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
-    let is_encoding = name == header::ACCEPT_ENCODING;
+fn accepts(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
+    let is_encoding = *name == header::ACCEPT_ENCODING;
     let values = headers.get_all(name);
     let mut any = false;
     for item in values.iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')) {
@@ -158,7 +169,7 @@ fn is_news(delta: &DictDelta) -> bool {
     delta.reset || !delta.set.is_empty() || !delta.deleted.is_empty()
 }
 
-async fn changes(directory: &Directory, since: Option<Cursor>, wait: Duration) -> Result<Response, ApiError> {
+async fn changes(directory: &Directory, since: Option<Cursor>, wait: Duration) -> Result<Answer, ApiError> {
     let mut follower = Follower::new(directory.clone(), since);
     let mut delta = follower.first().await?;
     if !is_news(&delta) && !wait.is_zero() {
@@ -171,12 +182,10 @@ async fn changes(directory: &Directory, since: Option<Cursor>, wait: Duration) -
     }
     let version = delta.version.to_string();
     let body = encode(delta).await?;
-    let mut response = ([(header::CONTENT_TYPE, "application/json")], body).into_response();
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    if let Ok(version) = HeaderValue::from_str(&version) {
-        response.headers_mut().insert(DICT_VERSION, version);
-    }
-    Ok(response)
+    let mut answer = json(Pieces::One(body.into()));
+    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    insert(answer.headers_mut(), DICT_VERSION, version.into());
+    Ok(answer)
 }
 
 /// A large map is written out beside the runtime's threads.
@@ -189,7 +198,7 @@ async fn encode(delta: DictDelta) -> Result<String, StoreError> {
     tokio::task::spawn_blocking(encoding).await.map_err(|join| StoreError::unavailable("service", join))?
 }
 
-async fn follow(directory: Directory, token: Option<String>) -> Result<Response, ApiError> {
+async fn follow(directory: Directory, token: Option<String>) -> Result<Answer, ApiError> {
     let draining = directory.draining();
     let since = token.and_then(|token| Cursor::parse(&token));
     let mut follower = Follower::new(directory, since);
@@ -208,7 +217,7 @@ async fn follow(directory: Directory, token: Option<String>) -> Result<Response,
     let events = futures_util::StreamExt::take_until(events, async move { draining.cancelled().await });
     let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
     response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
-    Ok(response)
+    Ok(response.map(AnswerBody::Made))
 }
 
 /// One client's walk through the changes. While it lives the replica is kept fresh.
@@ -266,7 +275,7 @@ mod tests {
     fn gzip_is_sent_to_those_who_take_it() {
         let accepts_gzip = |value: &'static str| {
             let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static(value))]);
-            accepts(&headers, header::ACCEPT_ENCODING, "gzip")
+            accepts(&headers, &header::ACCEPT_ENCODING, "gzip")
         };
         assert!(accepts_gzip("br, gzip") && accepts_gzip("*") && accepts_gzip("gzip;q=0.5"));
         assert!(!accepts_gzip("gzip;q=0") && !accepts_gzip("br") && !accepts_gzip("*, gzip;q=0"));

@@ -1,6 +1,7 @@
 //! `/users`, `/zones`, `/stats`, `/users-dict`: the directory over HTTP. Knows the facade alone.
 
 mod dict;
+mod reads;
 mod users;
 mod zones;
 
@@ -8,10 +9,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue, header};
-use axum::response::{IntoResponse, Response};
-use serde::Serialize;
 
+pub use self::reads::{Asked, Parse, READS, Read};
 use super::Directory;
+use crate::http::answer::Answer;
 use crate::http::error::ApiError;
 use crate::http::extract::Query;
 
@@ -30,17 +31,8 @@ fn page(query: Option<&str>) -> Result<(usize, usize), ApiError> {
     Ok((usize::try_from(skip).unwrap_or(usize::MAX), usize::try_from(limit).unwrap_or(0)))
 }
 
-/// JSON whose fields keep the order in which they are written.
-fn json(value: &impl Serialize, stale: Option<Duration>) -> Result<Response, ApiError> {
-    let body = serde_json::to_vec(value)
-        .map_err(|error| ApiError::unavailable("service", "not_serializable", error.to_string()))?;
-    let mut response = ([(header::CONTENT_TYPE, "application/json")], body).into_response();
-    mark(&mut response, stale);
-    Ok(response)
-}
-
 /// An answer from before the database went away says so.
-fn mark(response: &mut Response, stale: Option<Duration>) {
+fn mark(response: &mut Answer, stale: Option<Duration>) {
     if let Some(age) = stale {
         response.headers_mut().insert(header::AGE, HeaderValue::from(age.as_secs()));
         let status = HeaderValue::from_static("unified-backend; hit; detail=stale-if-error");

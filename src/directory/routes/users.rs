@@ -3,57 +3,55 @@
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::{RawQuery, State};
+use axum::extract::State;
 use axum::http::HeaderValue;
-use axum::response::Response;
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, post};
 use axum::{Json, Router};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{TOTAL_COUNT, json as json_response, page};
+use super::reads::{Asked, Read, read};
+use super::{TOTAL_COUNT, mark, page};
 use crate::directory::{Command, Directory, NAME_CHARACTERS, NewUser, Outcome, Snapshot, User, UserPatch, Zone};
+use crate::http::answer::{Answer, Pieces, json, to_json};
 use crate::http::error::ApiError;
 use crate::http::extract::{Faults, Fields, PathTexts, not_found};
 
 pub fn router() -> Router<Directory> {
     Router::new()
-        .route("/users", get(list_users).post(create_user))
-        .route("/users/{id}", get(get_user).put(update_user).delete(delete_user))
-        .route("/users/global/{global_id}", get(get_user_by_global_id))
-        .route("/users/by-zone/{zone_id}", get(list_users_in_zone))
-        .route("/users/{id}/zones", get(get_user_with_zones))
+        .route("/users", read(list_users).post(create_user))
+        .route("/users/{id}", read(get_user).put(update_user).delete(delete_user))
+        .route("/users/global/{global_id}", read(get_user_by_global_id))
+        .route("/users/by-zone/{zone_id}", read(list_users_in_zone))
+        .route("/users/{id}/zones", read(get_user_with_zones))
         .route("/users/{id}/zones/assign", post(assign_zones))
         .route("/users/{id}/zones/{zone_id}/add", post(add_zone))
         .route("/users/{id}/zones/{zone_id}", delete(remove_zone))
-        .route("/stats/users", get(count_users))
+        .route("/stats/users", read(count_users))
 }
 
-async fn list_users(State(directory): State<Directory>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
-    let (skip, limit) = page(query.as_deref())?;
-    let view = directory.read().await?;
-    let users: Vec<&User> = view.snapshot.list_users(skip, limit).map(AsRef::as_ref).collect();
-    let mut response = json_response(&users, view.stale)?;
-    response.headers_mut().insert(TOTAL_COUNT, HeaderValue::from(view.snapshot.count_users()));
-    Ok(response)
+pub fn list_users(asked: &Asked<'_>) -> Result<Read, ApiError> {
+    let (skip, limit) = page(asked.query)?;
+    Ok(Read::of_view(move |view| {
+        let mut answer = json(Pieces::One(view.snapshot.users_json(skip, limit)));
+        answer.headers_mut().insert(TOTAL_COUNT, HeaderValue::from(view.snapshot.count_users()));
+        Ok(answer)
+    }))
 }
 
-async fn get_user(State(directory): State<Directory>, path: PathTexts) -> Result<Response, ApiError> {
-    let id = path.integer(0, "user_id")?;
-    let view = directory.read().await?;
-    json_response(&**view.snapshot.find_user(id).ok_or_else(user_not_found)?, view.stale)
+pub fn get_user(asked: &Asked<'_>) -> Result<Read, ApiError> {
+    let id = asked.integer(0, "user_id")?;
+    Ok(Read::of_view(move |view| to_json(view.snapshot.find_user(id).ok_or_else(user_not_found)?)))
 }
 
-async fn get_user_by_global_id(State(directory): State<Directory>, path: PathTexts) -> Result<Response, ApiError> {
-    let global_id = path.integer(0, "global_id")?;
-    let view = directory.read().await?;
-    json_response(&**view.snapshot.find_user_by_global_id(global_id).ok_or_else(user_not_found)?, view.stale)
+pub fn get_user_by_global_id(asked: &Asked<'_>) -> Result<Read, ApiError> {
+    let global_id = asked.integer(0, "global_id")?;
+    Ok(Read::of_view(move |view| to_json(view.snapshot.find_user_by_global_id(global_id).ok_or_else(user_not_found)?)))
 }
 
-async fn list_users_in_zone(State(directory): State<Directory>, path: PathTexts) -> Result<Response, ApiError> {
-    let view = directory.read().await?;
-    let users: Vec<&User> = view.snapshot.list_users_in_zone(path.text(0)).map(AsRef::as_ref).collect();
-    json_response(&users, view.stale)
+pub fn list_users_in_zone(asked: &Asked<'_>) -> Result<Read, ApiError> {
+    let zone_id = asked.text(0).to_owned();
+    Ok(Read::of_view(move |view| to_json(&view.snapshot.list_users_in_zone(&zone_id).collect::<Vec<_>>())))
 }
 
 #[derive(Serialize)]
@@ -63,18 +61,19 @@ struct UserWithZones<'a> {
     zones: Vec<&'a Zone>,
 }
 
-async fn get_user_with_zones(State(directory): State<Directory>, path: PathTexts) -> Result<Response, ApiError> {
-    let id = path.integer(0, "user_id")?;
-    let view = directory.read().await?;
-    let user = view.snapshot.find_user(id).ok_or_else(user_not_found)?;
-    json_response(&UserWithZones { user, zones: zones_of(&view.snapshot, user) }, view.stale)
+pub fn get_user_with_zones(asked: &Asked<'_>) -> Result<Read, ApiError> {
+    let id = asked.integer(0, "user_id")?;
+    Ok(Read::of_view(move |view| {
+        let user = view.snapshot.find_user(id).ok_or_else(user_not_found)?;
+        to_json(&UserWithZones { user, zones: zones_of(&view.snapshot, user) })
+    }))
 }
 
 fn zones_of<'a>(snapshot: &'a Snapshot, user: &User) -> Vec<&'a Zone> {
     user.zone_ids.iter().filter_map(|zone_id| snapshot.find_zone(zone_id)).map(AsRef::as_ref).collect()
 }
 
-async fn create_user(State(directory): State<Directory>, body: Bytes) -> Result<Response, ApiError> {
+async fn create_user(State(directory): State<Directory>, body: Bytes) -> Result<Answer, ApiError> {
     let mut fields = Fields::parse(&body)?;
     let global_id = fields.required("global_id", Faults::integer);
     let name = fields.required("name", |faults, loc, value| faults.text(loc, value, &NAME_CHARACTERS));
@@ -86,7 +85,7 @@ async fn create_user(State(directory): State<Directory>, body: Bytes) -> Result<
     user_of(directory.write(Command::CreateUser(NewUser { global_id, name, zone_ids })).await?)
 }
 
-async fn update_user(State(directory): State<Directory>, path: PathTexts, body: Bytes) -> Result<Response, ApiError> {
+async fn update_user(State(directory): State<Directory>, path: PathTexts, body: Bytes) -> Result<Answer, ApiError> {
     let id = path.integer(0, "user_id")?;
     let mut fields = Fields::parse(&body)?;
     let name = fields.optional("name", |faults, loc, value| faults.text(loc, value, &NAME_CHARACTERS));
@@ -117,10 +116,10 @@ fn wanted_zones(fields: &mut Fields) -> Option<Vec<String>> {
 async fn delete_user(State(directory): State<Directory>, path: PathTexts) -> Result<Json<Value>, ApiError> {
     let id = path.integer(0, "user_id")?;
     directory.write(Command::DeleteUser { id }).await?;
-    Ok(Json(json!({ "message": format!("User {id} deleted successfully") })))
+    Ok(Json(serde_json::json!({ "message": format!("User {id} deleted successfully") })))
 }
 
-async fn assign_zones(State(directory): State<Directory>, path: PathTexts, body: Bytes) -> Result<Response, ApiError> {
+async fn assign_zones(State(directory): State<Directory>, path: PathTexts, body: Bytes) -> Result<Answer, ApiError> {
     let id = path.integer(0, "user_id")?;
     let mut fields = Fields::parse(&body)?;
     let zone_ids = fields.required("zone_ids", |faults, loc, value| faults.texts(loc, value, &NAME_CHARACTERS));
@@ -129,7 +128,7 @@ async fn assign_zones(State(directory): State<Directory>, path: PathTexts, body:
     assigned(&directory, command, |count, _| format!("Assigned {count} zones to user {id}")).await
 }
 
-async fn add_zone(State(directory): State<Directory>, path: PathTexts) -> Result<Response, ApiError> {
+async fn add_zone(State(directory): State<Directory>, path: PathTexts) -> Result<Answer, ApiError> {
     let (id, zone_id) = (path.integer(0, "user_id")?, path.text(1).to_owned());
     if zone_id.contains('\0') {
         return Err(not_found("zone_not_found", "Zone not found"));
@@ -144,14 +143,16 @@ async fn add_zone(State(directory): State<Directory>, path: PathTexts) -> Result
     .await
 }
 
-async fn remove_zone(State(directory): State<Directory>, path: PathTexts) -> Result<Response, ApiError> {
+async fn remove_zone(State(directory): State<Directory>, path: PathTexts) -> Result<Answer, ApiError> {
     let (id, zone_id) = (path.integer(0, "user_id")?, path.text(1).to_owned());
     if zone_id.contains('\0') {
         // No store can hold a NUL, nor be asked for one: nobody has such a zone.
         let view = directory.read().await?;
         let user = view.snapshot.find_user(id).ok_or_else(user_not_found)?;
         let message = format!("User {id} doesn't have zone {zone_id}");
-        return json_response(&Assigned { message, zones: user.zone_ids.to_vec() }, view.stale);
+        let mut answer = to_json(&Assigned { message, zones: user.zone_ids.to_vec() })?;
+        mark(&mut answer, view.stale);
+        return Ok(answer);
     }
     assigned(&directory, Command::RemoveZone { id, zone_id: zone_id.clone() }, |_, changed| {
         if changed {
@@ -173,23 +174,22 @@ async fn assigned(
     directory: &Directory,
     command: Command,
     message: impl FnOnce(usize, bool) -> String,
-) -> Result<Response, ApiError> {
+) -> Result<Answer, ApiError> {
     match directory.write(command).await? {
         Outcome::Assignments { zone_ids, changed } => {
-            json_response(&Assigned { message: message(zone_ids.len(), changed), zones: zone_ids }, None)
+            to_json(&Assigned { message: message(zone_ids.len(), changed), zones: zone_ids })
         }
         other => Err(unexpected(&other)),
     }
 }
 
-async fn count_users(State(directory): State<Directory>) -> Result<Response, ApiError> {
-    let view = directory.read().await?;
-    json_response(&json!({ "total_users": view.snapshot.count_users() }), view.stale)
+pub fn count_users(_: &Asked<'_>) -> Result<Read, ApiError> {
+    Ok(Read::of_view(|view| to_json(&serde_json::json!({ "total_users": view.snapshot.count_users() }))))
 }
 
-fn user_of(outcome: Outcome) -> Result<Response, ApiError> {
+fn user_of(outcome: Outcome) -> Result<Answer, ApiError> {
     match outcome {
-        Outcome::User(user) => json_response(&user, None),
+        Outcome::User(user) => to_json(&user),
         other => Err(unexpected(&other)),
     }
 }

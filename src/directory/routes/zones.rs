@@ -1,43 +1,43 @@
 //! `/zones`.
 
 use axum::body::Bytes;
-use axum::extract::{RawQuery, State};
+use axum::extract::State;
 use axum::http::HeaderValue;
-use axum::response::Response;
-use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::reads::{Asked, Read, read};
 use super::users::unexpected;
-use super::{TOTAL_COUNT, json as json_response, page};
+use super::{TOTAL_COUNT, page};
 use crate::directory::geometry::check_polygon;
 use crate::directory::{Command, Directory, NAME_CHARACTERS, NewZone, Outcome, User, Zone, ZonePatch};
+use crate::http::answer::{Answer, to_json};
 use crate::http::error::ApiError;
 use crate::http::extract::{Faults, Fields, PathTexts, not_found};
 
 pub fn router() -> Router<Directory> {
     Router::new()
-        .route("/zones", get(list_zones).post(create_zone))
-        .route("/zones/{zone_id}", get(get_zone).put(update_zone).delete(delete_zone))
-        .route("/zones/{zone_id}/with-users", get(get_zone_with_users))
-        .route("/stats/zones", get(count_zones))
+        .route("/zones", read(list_zones).post(create_zone))
+        .route("/zones/{zone_id}", read(get_zone).put(update_zone).delete(delete_zone))
+        .route("/zones/{zone_id}/with-users", read(get_zone_with_users))
+        .route("/stats/zones", read(count_zones))
 }
 
 const COORDINATES: [[&str; 2]; 4] = [["x1", "y1"], ["x2", "y2"], ["x3", "y3"], ["x4", "y4"]];
 
-async fn list_zones(State(directory): State<Directory>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
-    let (skip, limit) = page(query.as_deref())?;
-    let view = directory.read().await?;
-    let zones: Vec<&Zone> = view.snapshot.list_zones(skip, limit).iter().map(AsRef::as_ref).collect();
-    let mut response = json_response(&zones, view.stale)?;
-    response.headers_mut().insert(TOTAL_COUNT, HeaderValue::from(view.snapshot.count_zones()));
-    Ok(response)
+pub fn list_zones(asked: &Asked<'_>) -> Result<Read, ApiError> {
+    let (skip, limit) = page(asked.query)?;
+    Ok(Read::of_view(move |view| {
+        let mut answer = to_json(&view.snapshot.list_zones(skip, limit))?;
+        answer.headers_mut().insert(TOTAL_COUNT, HeaderValue::from(view.snapshot.count_zones()));
+        Ok(answer)
+    }))
 }
 
-async fn get_zone(State(directory): State<Directory>, path: PathTexts) -> Result<Response, ApiError> {
-    let view = directory.read().await?;
-    json_response(&**view.snapshot.find_zone(path.text(0)).ok_or_else(zone_not_found)?, view.stale)
+pub fn get_zone(asked: &Asked<'_>) -> Result<Read, ApiError> {
+    let zone_id = asked.text(0).to_owned();
+    Ok(Read::of_view(move |view| to_json(view.snapshot.find_zone(&zone_id).ok_or_else(zone_not_found)?)))
 }
 
 #[derive(Serialize)]
@@ -47,14 +47,16 @@ struct ZoneWithUsers<'a> {
     users: Vec<&'a User>,
 }
 
-async fn get_zone_with_users(State(directory): State<Directory>, path: PathTexts) -> Result<Response, ApiError> {
-    let view = directory.read().await?;
-    let zone = view.snapshot.find_zone(path.text(0)).ok_or_else(zone_not_found)?;
-    let users = view.snapshot.list_users_in_zone(&zone.zone_id).map(AsRef::as_ref).collect();
-    json_response(&ZoneWithUsers { zone, users }, view.stale)
+pub fn get_zone_with_users(asked: &Asked<'_>) -> Result<Read, ApiError> {
+    let zone_id = asked.text(0).to_owned();
+    Ok(Read::of_view(move |view| {
+        let zone = view.snapshot.find_zone(&zone_id).ok_or_else(zone_not_found)?;
+        let users = view.snapshot.list_users_in_zone(&zone_id).map(AsRef::as_ref).collect();
+        to_json(&ZoneWithUsers { zone, users })
+    }))
 }
 
-async fn create_zone(State(directory): State<Directory>, body: Bytes) -> Result<Response, ApiError> {
+async fn create_zone(State(directory): State<Directory>, body: Bytes) -> Result<Answer, ApiError> {
     let mut fields = Fields::parse(&body)?;
     let zone_id = fields.required("zone_id", |faults, loc, value| faults.text(loc, value, &NAME_CHARACTERS));
     let zone_name = fields.required("zone_name", |faults, loc, value| faults.text(loc, value, &NAME_CHARACTERS));
@@ -78,7 +80,7 @@ async fn create_zone(State(directory): State<Directory>, body: Bytes) -> Result<
     zone_of(directory.write(Command::CreateZone(NewZone { zone_id, zone_name, corners })).await?)
 }
 
-async fn update_zone(State(directory): State<Directory>, path: PathTexts, body: Bytes) -> Result<Response, ApiError> {
+async fn update_zone(State(directory): State<Directory>, path: PathTexts, body: Bytes) -> Result<Answer, ApiError> {
     let mut fields = Fields::parse(&body)?;
     let zone_name = fields.optional("zone_name", |faults, loc, value| faults.text(loc, value, &NAME_CHARACTERS));
     let mut patch = ZonePatch { zone_name, ..ZonePatch::default() };
@@ -97,7 +99,7 @@ async fn delete_zone(State(directory): State<Directory>, path: PathTexts) -> Res
     Ok(Json(json!({ "message": format!("Zone {zone_id} deleted successfully") })))
 }
 
-async fn count_zones(State(directory): State<Directory>) -> Result<Response, ApiError> {
+pub fn count_zones(_: &Asked<'_>) -> Result<Read, ApiError> {
     #[derive(Serialize)]
     struct Count<'a> {
         zone_id: &'a str,
@@ -109,11 +111,14 @@ async fn count_zones(State(directory): State<Directory>) -> Result<Response, Api
         total_zones: usize,
         zones: Vec<Count<'a>>,
     }
-    let view = directory.read().await?;
-    let count = |zone: &'_ std::sync::Arc<Zone>| view.snapshot.count_users_in_zone(&zone.zone_id);
-    let zones = view.snapshot.list_zones(0, usize::MAX).iter();
-    let zones = zones.map(|zone| Count { zone_id: &zone.zone_id, zone_name: &zone.zone_name, user_count: count(zone) });
-    json_response(&Counts { total_zones: view.snapshot.count_zones(), zones: zones.collect() }, view.stale)
+    Ok(Read::of_view(|view| {
+        let zones = view.snapshot.list_zones(0, usize::MAX).iter().map(|zone| Count {
+            zone_id: &zone.zone_id,
+            zone_name: &zone.zone_name,
+            user_count: view.snapshot.count_users_in_zone(&zone.zone_id),
+        });
+        to_json(&Counts { total_zones: view.snapshot.count_zones(), zones: zones.collect() })
+    }))
 }
 
 /// No store can hold a NUL, so there is no such zone.
@@ -121,9 +126,9 @@ fn storable(path: &PathTexts) -> Result<String, ApiError> {
     if path.text(0).contains('\0') { Err(zone_not_found()) } else { Ok(path.text(0).to_owned()) }
 }
 
-fn zone_of(outcome: Outcome) -> Result<Response, ApiError> {
+fn zone_of(outcome: Outcome) -> Result<Answer, ApiError> {
     match outcome {
-        Outcome::Zone(zone) => json_response(&zone, None),
+        Outcome::Zone(zone) => to_json(&zone),
         other => Err(unexpected(&other)),
     }
 }

@@ -28,7 +28,7 @@ const MAX_FLIGHTS: usize = 16;
 /// A new validation begins at most this often while another one is under way.
 const MIN_PACE: Duration = Duration::from_millis(1);
 /// ... or every such part of a round trip, which is what a reader waits on top of its own.
-const PACE_DIVISOR: u32 = 32;
+const PACE_DIVISOR: u32 = 24;
 /// How often a snapshot takes over a moved cursor although its content did not change: tokens of
 /// clients stay young enough for the log, entity tags and followers are left alone.
 const CURSOR_REFRESH: Duration = Duration::from_secs(30);
