@@ -26,6 +26,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
+use tokio::runtime::Builder;
 
 pub use self::exit::Exit;
 use crate::config::{Config, ConfigErrors, Loaded, Sources};
@@ -103,23 +104,29 @@ fn one_command(cli: Cli) -> Result<(Option<PathBuf>, Command), clap::Error> {
 }
 
 fn run(settings: &Settings, command: Command) -> anyhow::Result<Exit> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(async {
-        match command {
-            Command::Serve(arguments) => serve::run(settings, arguments).await,
-            Command::Migrate(arguments) => migrate::run(settings, arguments).await,
-            Command::Seed(arguments) => seed::run(settings, arguments).await,
-            Command::Import(arguments) => import::run(settings, arguments).await,
-            Command::Export(arguments) => export::run(settings, arguments).await,
-            Command::Cache(arguments) => cache::run(settings, arguments).await,
-            Command::Config(arguments) => config::run(settings, arguments),
-            Command::Doctor(arguments) => doctor::run(settings, arguments).await,
-            Command::Simulate(arguments) => simulate::run(settings, arguments).await,
-            Command::Healthcheck(arguments) => healthcheck::run(settings, arguments).await,
-            Command::Openapi(arguments) => openapi::run(arguments),
-            Command::Completions(arguments) => completions::run(arguments),
+    let mut builder = Builder::new_multi_thread();
+    match command {
+        Command::Serve(arguments) => {
+            let prepared = serve::prepare(settings, arguments)?;
+            block_on(builder.worker_threads(prepared.count_threads()), serve::run(prepared))
         }
-    });
+        Command::Migrate(arguments) => block_on(&mut builder, migrate::run(settings, arguments)),
+        Command::Seed(arguments) => block_on(&mut builder, seed::run(settings, arguments)),
+        Command::Import(arguments) => block_on(&mut builder, import::run(settings, arguments)),
+        Command::Export(arguments) => block_on(&mut builder, export::run(settings, arguments)),
+        Command::Cache(arguments) => block_on(&mut builder, cache::run(settings, arguments)),
+        Command::Config(arguments) => config::run(settings, arguments),
+        Command::Doctor(arguments) => block_on(&mut builder, doctor::run(settings, arguments)),
+        Command::Simulate(arguments) => block_on(&mut builder, simulate::run(settings, arguments)),
+        Command::Healthcheck(arguments) => block_on(&mut builder, healthcheck::run(settings, arguments)),
+        Command::Openapi(arguments) => openapi::run(arguments),
+        Command::Completions(arguments) => completions::run(arguments),
+    }
+}
+
+fn block_on(builder: &mut Builder, future: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
+    let runtime = builder.enable_all().build()?;
+    let outcome = runtime.block_on(future);
     // Whatever still runs is of no use to anybody: all that had to be finished was waited for.
     runtime.shutdown_background();
     outcome

@@ -7,7 +7,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::exit::{Exit, Failure};
 use super::{Settings, demo, print};
 use crate::app::App;
-use crate::telemetry::logging;
+use crate::config::Config;
+use crate::telemetry::logging::{self, TraceGuard};
 
 /// Run the service (the default command)
 #[derive(clap::Args, Debug, Default, PartialEq)]
@@ -31,24 +32,48 @@ pub struct Arguments {
     pub demo: bool,
 }
 
-pub async fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<Exit> {
+/// What is known before anything runs.
+pub struct Prepared {
+    config: Config,
+    is_demo: bool,
+    _traces: TraceGuard,
+}
+
+impl Prepared {
+    /// The other cores are for the database, which mostly runs here too, and for the threads of the clients
+    /// of SQLite and Kafka. Where they are not needed, more threads cost more than they bring: a round of
+    /// readers that was validated together is answered for less by one thread (decision 11).
+    pub fn count_threads(&self) -> usize {
+        match self.config.api.threads {
+            0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)),
+            threads => threads,
+        }
+    }
+}
+
+pub fn prepare(settings: &Settings, arguments: Arguments) -> anyhow::Result<Prepared> {
     let given = [("API_HOST", arguments.host), ("API_PORT", arguments.port)];
     let overrides = given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
     let loaded = settings.load_with(overrides)?;
-    let _traces = logging::install(&loaded.config.logging)?;
+    let traces = logging::install(&loaded.config.logging)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
+    Ok(Prepared { config: loaded.config, is_demo: arguments.demo, _traces: traces })
+}
+
+pub async fn run(prepared: Prepared) -> anyhow::Result<Exit> {
+    let Prepared { config, is_demo, _traces } = prepared;
     raise_descriptor_limit();
     // Before anything runs: a signal during start-up must not leave half of it behind.
     let mut signals = Signals::listen()?;
-    let app = App::start(loaded.config).await?;
+    let app = App::start(config).await?;
     let url = url_of(app.address);
     let lifecycle = app.state.lifecycle.clone();
     tracing::info!(url, version = env!("CARGO_PKG_VERSION"), "listening on {url}");
     // Nobody may be there to read it; the log has it too.
     let _is_also_logged = print(&format!("unified-backend {} listens on {url}", env!("CARGO_PKG_VERSION")));
-    if arguments.demo {
+    if is_demo {
         demo::start(&app.state, url);
     }
     let running = app.run_until_stopped();

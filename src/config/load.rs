@@ -224,6 +224,7 @@ impl Reader<'_> {
             allow_unauthenticated,
             cors_origins,
             max_connections: self.integer("api.max_connections", 1, 1_000_000) as usize,
+            threads: self.integer("api.threads", 0, 256) as usize,
             first_byte_timeout: self.seconds("api.first_byte_timeout_seconds", 0.05, 3600.0),
             header_timeout: self.seconds("api.header_timeout_seconds", 0.05, 3600.0),
             body_timeout: self.seconds("api.body_timeout_seconds", 0.05, 3600.0),

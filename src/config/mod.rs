@@ -34,6 +34,8 @@ pub struct ApiConfig {
     /// Exact origins that browsers may call from; empty: none. Also who may open a WebSocket.
     pub cors_origins: Vec<String>,
     pub max_connections: usize,
+    /// Threads that answer requests; 0: half of the cores.
+    pub threads: usize,
     /// From accept to the first byte of a request.
     pub first_byte_timeout: Duration,
     pub header_timeout: Duration,

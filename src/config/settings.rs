@@ -29,6 +29,7 @@ settings! {
     "api.allow_unauthenticated" ["API_ALLOW_UNAUTHENTICATED"] = "false", "There is no access control yet: true says that the network in front of the service has it.";
     "api.cors_origins" ["API_CORS_ORIGINS"] = "", "Origins whose pages may call the API and open WebSockets, separated by commas.";
     "api.max_connections" ["API_MAX_CONNECTIONS"] = "10000", "Open connections, 1..1000000; one more is answered with 503 and closed.";
+    "api.threads" ["API_THREADS"] = "0", "Threads that answer requests, 0..256; 0: half of the cores.";
     "api.first_byte_timeout_seconds" ["API_FIRST_BYTE_TIMEOUT_SECONDS"] = "10", "From accept to the first byte, 0.05..3600.";
     "api.header_timeout_seconds" ["API_HEADER_TIMEOUT_SECONDS"] = "10", "For the headers of a request, 0.05..3600.";
     "api.body_timeout_seconds" ["API_BODY_TIMEOUT_SECONDS"] = "30", "For the body of a request, 0.05..3600.";

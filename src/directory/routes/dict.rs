@@ -14,8 +14,7 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use tokio::sync::watch;
 
-use super::mark;
-use super::reads::{Asked, Read, read};
+use super::reads::{Asked, Read, USERS_WRITTEN_INLINE, read};
 use crate::directory::dict::DictBody;
 use crate::directory::sync::FreshGuard;
 use crate::directory::{Cursor, DictDelta, Directory, Snapshot};
@@ -27,9 +26,6 @@ use crate::store_error::StoreError;
 const DICT_VERSION: HeaderName = HeaderName::from_static("dict-version");
 const LONGEST_WAIT_SECONDS: i64 = 60;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Deflating more users than this for the first time, or writing them out, is done beside the runtime's
-/// threads.
-const USERS_ENCODED_INLINE: usize = 2_000;
 
 pub fn router() -> Router<Directory> {
     Router::new().route("/users-dict", read(users_dict))
@@ -70,21 +66,14 @@ fn whole(headers: &HeaderMap) -> Read {
             Ok(dict_answer(&view.snapshot, body, None))
         });
     }
-    Read::of_directory(async move |directory: Directory| {
-        let view = directory.read().await?;
-        let snapshot = view.snapshot.clone();
-        let mut answer = if is_known(&snapshot) {
-            dict_answer(&snapshot, None, None)
-        } else if snapshot.count_users() > USERS_ENCODED_INLINE && !snapshot.has_dict_gzip() {
-            let deflating =
-                tokio::task::spawn_blocking(move || dict_answer(&snapshot, Some(snapshot.dict_gzip()), GZIP));
-            deflating.await.map_err(|join| StoreError::unavailable("service", join))?
-        } else {
-            dict_answer(&snapshot, Some(snapshot.dict_gzip()), GZIP)
-        };
-        mark(&mut answer, view.stale);
-        Ok(answer)
-    })
+    Read::of_long_view(
+        |snapshot| snapshot.count_users() > USERS_WRITTEN_INLINE && !snapshot.has_dict_gzip(),
+        move |view| {
+            let body = (!is_known(&view.snapshot)).then(|| view.snapshot.dict_gzip());
+            let encoding = body.and(GZIP);
+            Ok(dict_answer(&view.snapshot, body, encoding))
+        },
+    )
 }
 
 const GZIP: Option<HeaderValue> = Some(HeaderValue::from_static("gzip"));
@@ -190,7 +179,7 @@ async fn changes(directory: &Directory, since: Option<Cursor>, wait: Duration) -
 
 /// A large map is written out beside the runtime's threads.
 async fn encode(delta: DictDelta) -> Result<String, StoreError> {
-    let is_large = delta.set.len() > USERS_ENCODED_INLINE;
+    let is_large = delta.set.len() > USERS_WRITTEN_INLINE;
     let encoding = move || serde_json::to_string(&delta).map_err(|error| StoreError::unavailable("service", error));
     if !is_large {
         return encoding();

@@ -8,10 +8,11 @@ use axum::routing::{MethodRouter, get};
 use futures_util::future::BoxFuture;
 
 use super::{dict, mark, users, zones};
-use crate::directory::{Directory, View};
+use crate::directory::{Directory, Snapshot, View};
 use crate::http::answer::Answer;
 use crate::http::error::ApiError;
 use crate::http::extract::{PathTexts, path_integer};
+use crate::store_error::StoreError;
 
 /// What a client asks, as it stands in the request.
 pub struct Asked<'a> {
@@ -40,6 +41,9 @@ pub const READS: [(&str, Parse); 11] = [
     ("/users-dict", dict::users_dict),
 ];
 
+/// To write out more users than this takes milliseconds.
+pub const USERS_WRITTEN_INLINE: usize = 2_000;
+
 type FromView = dyn FnOnce(&View) -> Result<Answer, ApiError> + Send;
 type FromDirectory = dyn FnOnce(Directory) -> BoxFuture<'static, Result<Answer, ApiError>> + Send;
 
@@ -54,6 +58,26 @@ pub enum Read {
 impl Read {
     pub fn of_view(answer: impl FnOnce(&View) -> Result<Answer, ApiError> + Send + 'static) -> Self {
         Self::OfView(Box::new(answer))
+    }
+
+    /// The same where it may be long: then it is written beside the runtime's threads, which have others to
+    /// serve meanwhile.
+    pub fn of_long_view(
+        is_long: impl FnOnce(&Snapshot) -> bool + Send + 'static,
+        answer: impl FnOnce(&View) -> Result<Answer, ApiError> + Send + 'static,
+    ) -> Self {
+        Self::of_directory(async move |directory: Directory| {
+            let view = directory.read().await?;
+            let stale = view.stale;
+            let mut answer = if is_long(&view.snapshot) {
+                let writing = tokio::task::spawn_blocking(move || answer(&view));
+                writing.await.map_err(|join| StoreError::unavailable("service", join))?
+            } else {
+                answer(&view)
+            }?;
+            mark(&mut answer, stale);
+            Ok(answer)
+        })
     }
 
     pub fn of_directory<F>(answer: impl FnOnce(Directory) -> F + Send + 'static) -> Self

@@ -10,9 +10,9 @@ use axum::{Json, Router};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::reads::{Asked, Read, read};
+use super::reads::{Asked, Read, USERS_WRITTEN_INLINE, read};
 use super::{TOTAL_COUNT, mark, page};
-use crate::directory::{Command, Directory, NAME_CHARACTERS, NewUser, Outcome, Snapshot, User, UserPatch, Zone};
+use crate::directory::{Command, Directory, NAME_CHARACTERS, NewUser, Outcome, Snapshot, User, UserPatch, View, Zone};
 use crate::http::answer::{Answer, Pieces, json, to_json};
 use crate::http::error::ApiError;
 use crate::http::extract::{Faults, Fields, PathTexts, not_found};
@@ -32,11 +32,13 @@ pub fn router() -> Router<Directory> {
 
 pub fn list_users(asked: &Asked<'_>) -> Result<Read, ApiError> {
     let (skip, limit) = page(asked.query)?;
-    Ok(Read::of_view(move |view| {
+    let is_long = limit > USERS_WRITTEN_INLINE;
+    let answer = move |view: &View| {
         let mut answer = json(Pieces::One(view.snapshot.users_json(skip, limit)));
         answer.headers_mut().insert(TOTAL_COUNT, HeaderValue::from(view.snapshot.count_users()));
         Ok(answer)
-    }))
+    };
+    Ok(if is_long { Read::of_long_view(|_| true, answer) } else { Read::of_view(answer) })
 }
 
 pub fn get_user(asked: &Asked<'_>) -> Result<Read, ApiError> {
@@ -51,7 +53,11 @@ pub fn get_user_by_global_id(asked: &Asked<'_>) -> Result<Read, ApiError> {
 
 pub fn list_users_in_zone(asked: &Asked<'_>) -> Result<Read, ApiError> {
     let zone_id = asked.text(0).to_owned();
-    Ok(Read::of_view(move |view| to_json(&view.snapshot.list_users_in_zone(&zone_id).collect::<Vec<_>>())))
+    let zone = zone_id.clone();
+    Ok(Read::of_long_view(
+        move |snapshot| snapshot.count_users_in_zone(&zone) > USERS_WRITTEN_INLINE,
+        move |view| to_json(&view.snapshot.list_users_in_zone(&zone_id).collect::<Vec<_>>()),
+    ))
 }
 
 #[derive(Serialize)]

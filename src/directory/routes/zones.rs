@@ -7,7 +7,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::reads::{Asked, Read, read};
+use super::reads::{Asked, Read, USERS_WRITTEN_INLINE, read};
 use super::users::unexpected;
 use super::{TOTAL_COUNT, page};
 use crate::directory::geometry::check_polygon;
@@ -49,11 +49,15 @@ struct ZoneWithUsers<'a> {
 
 pub fn get_zone_with_users(asked: &Asked<'_>) -> Result<Read, ApiError> {
     let zone_id = asked.text(0).to_owned();
-    Ok(Read::of_view(move |view| {
-        let zone = view.snapshot.find_zone(&zone_id).ok_or_else(zone_not_found)?;
-        let users = view.snapshot.list_users_in_zone(&zone_id).map(AsRef::as_ref).collect();
-        to_json(&ZoneWithUsers { zone, users })
-    }))
+    let asked_for = zone_id.clone();
+    Ok(Read::of_long_view(
+        move |snapshot| snapshot.count_users_in_zone(&asked_for) > USERS_WRITTEN_INLINE,
+        move |view| {
+            let zone = view.snapshot.find_zone(&zone_id).ok_or_else(zone_not_found)?;
+            let users = view.snapshot.list_users_in_zone(&zone_id).map(AsRef::as_ref).collect();
+            to_json(&ZoneWithUsers { zone, users })
+        },
+    ))
 }
 
 async fn create_zone(State(directory): State<Directory>, body: Bytes) -> Result<Answer, ApiError> {
