@@ -27,9 +27,10 @@ use crate::lifecycle::Lifecycle;
 use crate::telemetry::metrics::Metrics;
 
 const BACKLOG: i32 = 4096;
-/// What the kernel holds for a client that does not take it; left to itself that grows to megabytes for each,
-/// and nobody could tell for as long whether a client takes anything.
-const SEND_BUFFER_BYTES: usize = 256 * 1024;
+/// What the kernel holds that the client has no room for yet; left to itself that grows to megabytes for each,
+/// and nobody could tell for as long whether a client takes anything. What is on its way does not count, so
+/// that a client that takes it is sent as much as its window allows.
+const UNSENT_BYTES: u32 = 256 * 1024;
 /// After a failed accept (no file descriptors, mostly): long enough for some to be given back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a connection that is over may still be read, so that the client is not reset before it has
@@ -44,7 +45,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     // A restarted service takes its port back while old connections linger.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())

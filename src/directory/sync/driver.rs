@@ -194,8 +194,6 @@ impl Driver {
                         self.load(feed, reset, Vec::new()).await?;
                     }
                     *backoff = Duration::ZERO;
-                    // The readers who were just answered ask again; with one validation for them all.
-                    tokio::task::yield_now().await;
                 }
                 () = self.shared.wake.notified() => {}
                 () = sleep_until_earliest(&timer) => self.answer_overdue(),
