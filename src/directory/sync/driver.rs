@@ -43,7 +43,7 @@ const ROWS_APPLIED_INLINE: usize = 2_000;
 const DEADLINES_BEFORE_LOAD: u32 = 2;
 /// ... and this soon after a write of this instance: what is written meanwhile is read together. Polls
 /// never overlap, for each would read the changes of all that are still under way once more.
-const NUDGED_POLL: Duration = Duration::from_millis(5);
+const NUDGED_POLL: Duration = Duration::from_millis(10);
 /// Without followers: often enough that the log still reaches back to the cursor.
 const IDLE_POLL: Duration = Duration::from_secs(60);
 /// A load may take long; nobody waits for it longer than for any read.
