@@ -187,7 +187,8 @@ impl Driver {
                 flights.push_back(self.launch(feed, covered, moment)?);
                 continue;
             }
-            let timer = [self.next_deadline(), free_at.filter(|_| due && room), next_poll.filter(|_| flights.is_empty())];
+            let timer =
+                [self.next_deadline(), free_at.filter(|_| due && room), next_poll.filter(|_| flights.is_empty())];
             tokio::select! {
                 biased;
                 Some(landing) = flights.next(), if !flights.is_empty() => {
