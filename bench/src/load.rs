@@ -159,6 +159,10 @@ impl Measured {
         self.latencies.iter().map(|nanos| f64::from(*nanos)).sum::<f64>() / self.requests().max(1.0) / 1e6
     }
 
+    pub fn p50_ms(&self) -> f64 {
+        f64::from(percentile(&self.latencies, 0.5)) / 1e6
+    }
+
     pub fn p99_ms(&self) -> f64 {
         f64::from(percentile(&self.latencies, 0.99)) / 1e6
     }

@@ -21,11 +21,13 @@ CREATE UNLOGGED TABLE directory_epoch (
     home text NOT NULL
 );
 
-CREATE FUNCTION directory_home() RETURNS text LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
-    SELECT concat_ws('/', (SELECT system_identifier FROM pg_control_system()),
+-- In plpgsql, which plans it once for a session; sql would for every validation.
+CREATE FUNCTION directory_home() RETURNS text LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $$
+BEGIN
+    RETURN concat_ws('/', (SELECT system_identifier FROM pg_control_system()),
         extract(epoch FROM pg_postmaster_start_time()),
-        (SELECT oid FROM pg_database WHERE datname = current_database()), 'directory_epoch'::regclass::oid)
-$$;
+        (SELECT oid FROM pg_database WHERE datname = current_database()), 'directory_epoch'::regclass::oid);
+END $$;
 
 -- Begins a new epoch where the old one is gone or is another place's.
 CREATE FUNCTION directory_ensure_epoch() RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$

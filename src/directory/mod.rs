@@ -121,16 +121,11 @@ impl Directory {
         self.barrier.keep_fresh()
     }
 
-    /// Carries out a command. Finished even when the caller goes away.
+    /// Carries out a command. What was begun is finished even when the caller goes away.
     pub async fn write(&self, command: Command) -> Result<Outcome, WriteError> {
-        let store = self.store.clone();
-        match self.lifecycle.spawn_work(async move { store.write(command).await }).await {
-            Ok(outcome) => {
-                self.barrier.nudge();
-                outcome
-            }
-            Err(join) => Err(StoreError::unavailable("database", join).into()),
-        }
+        let outcome = self.store.write(command).await;
+        self.barrier.nudge();
+        outcome
     }
 
     /// What changed between `since` and a view that contains all writes acknowledged before this call.

@@ -12,8 +12,8 @@ use crate::store_error::StoreError;
 
 #[async_trait]
 pub trait DirectoryStore: Send + Sync + 'static {
-    /// Carries out one command and answers after it is durable. The work is not undone when the
-    /// caller goes away.
+    /// Carries out one command and answers after it is durable. What was begun is finished, or undone
+    /// as a whole, also when the caller goes away.
     async fn write(&self, command: Command) -> Result<Outcome, WriteError>;
 
     /// Carries out many commands, in order, in one transaction; each refusal concerns its own

@@ -23,14 +23,21 @@ const BATCH: usize = 10;
 /// After the last alert was answered.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// Who listens, and how many alerts a second are posted in which pieces.
+pub struct Shape {
+    pub sockets: usize,
+    pub per_second: usize,
+    pub batch: usize,
+}
+
 /// Of one round.
-struct Fanout {
-    per_second: f64,
-    lost: f64,
-    p50_ms: f64,
-    p99_ms: f64,
-    cpu_micros: f64,
-    kilobytes_per_socket: f64,
+pub struct Fanout {
+    pub per_second: f64,
+    pub lost: f64,
+    pub p50_ms: f64,
+    pub p99_ms: f64,
+    pub cpu_micros: f64,
+    pub kilobytes_per_socket: f64,
 }
 
 /// When a socket read which alert, in µs since the round's begin.
@@ -42,14 +49,15 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     let mut rounds = (Vec::new(), Vec::new());
     let mut first = 0;
     let count = bench.scaled(4, 1) * ALERTS_PER_SECOND;
+    let shape = Shape { sockets: SOCKETS, per_second: ALERTS_PER_SECOND, batch: BATCH };
     for round in 1..=bench.scaled(3, 1) {
         bench.report.doing(format!("fanout: ours, round {round}"));
         // A new one each time: memory that once was used stays with a process.
         let ours = bench.service(&[("DATABASE_URL", &database.url)]).await?;
-        rounds.0.push(play(&ours, first, count).await?);
+        rounds.0.push(play(&ours, &shape, first, count).await?);
         drop(ours);
         bench.report.doing(format!("fanout: bare, round {round}"));
-        rounds.1.push(play(&bare, first, count).await?);
+        rounds.1.push(play(&bare, &shape, first, count).await?);
         first += count;
     }
     let over = |rounds: &[Fanout], value: fn(&Fanout) -> f64| median(rounds.iter().map(value));
@@ -82,20 +90,22 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn play(process: &Process, first: usize, count: usize) -> anyhow::Result<Fanout> {
+pub async fn play(process: &Process, shape: &Shape, first: usize, count: usize) -> anyhow::Result<Fanout> {
+    let Shape { sockets: wanted, per_second, batch } = *shape;
     let before = process.resident_bytes()?;
     let begun_at = Instant::now();
     let (ready, is_ready) = oneshot::channel();
     let (address, last) = (process.address, first + count - 1);
-    let listening = tokio::task::spawn_blocking(move || listen(address, first..=last, begun_at, ready));
+    let limit = Duration::from_secs((count / per_second) as u64 * 2) + GRACE;
+    let listening = tokio::task::spawn_blocking(move || listen(address, wanted, first..=last, limit, begun_at, ready));
     is_ready.await.context("the sockets do not open")?;
     let (connected, cpu) = (process.resident_bytes()?, process.cpu_micros()?);
-    let (answered, first_at) = publish(address, first, count, begun_at).await?;
+    let (answered, first_at) = publish(address, first, count, (per_second, batch), begun_at).await?;
     let sockets = listening.await??;
     let cpu = process.cpu_micros()? - cpu;
 
     let (mut received, mut latest) = (0, 0);
-    let mut delays = Vec::with_capacity(SOCKETS * count);
+    let mut delays = Vec::with_capacity(wanted * count);
     for arrivals in &sockets {
         let in_order = arrivals.windows(2).all(|pair| pair[0].0 < pair[1].0);
         ensure!(in_order, "a socket got alerts twice or out of order");
@@ -108,11 +118,11 @@ async fn play(process: &Process, first: usize, count: usize) -> anyhow::Result<F
     delays.sort_unstable();
     Ok(Fanout {
         per_second: received as f64 / (f64::from(latest) / 1e6 - first_at),
-        lost: (SOCKETS * count - received) as f64,
+        lost: (wanted * count - received) as f64,
         p50_ms: f64::from(percentile(&delays, 0.5)) / 1e3,
         p99_ms: f64::from(percentile(&delays, 0.99)) / 1e3,
         cpu_micros: cpu / received as f64,
-        kilobytes_per_socket: (connected - before) / 1e3 / SOCKETS as f64,
+        kilobytes_per_socket: (connected - before) / 1e3 / wanted as f64,
     })
 }
 
@@ -120,16 +130,17 @@ async fn play(process: &Process, first: usize, count: usize) -> anyhow::Result<F
 /// return what they have.
 fn listen(
     address: SocketAddr,
+    sockets: usize,
     numbers: std::ops::RangeInclusive<usize>,
+    limit: Duration,
     begun_at: Instant,
     ready: oneshot::Sender<()>,
 ) -> anyhow::Result<Vec<Arrivals>> {
     let (first, last) = numbers.into_inner();
-    let limit = Duration::from_secs(((last - first) / ALERTS_PER_SECOND) as u64 * 2) + GRACE;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut listeners = Vec::new();
-        for _ in 0..SOCKETS {
+        for _ in 0..sockets {
             listeners.push(Listener::connect(address, "").await?);
         }
         // Whoever waited for it may be gone.
@@ -164,18 +175,19 @@ async fn publish(
     address: SocketAddr,
     first: usize,
     count: usize,
+    (per_second, batch): (usize, usize),
     begun_at: Instant,
 ) -> anyhow::Result<(Vec<u32>, f64)> {
     let mut connection = Connection::open(address).await?;
-    let mut ticks = tokio::time::interval(Duration::from_secs(1) * BATCH as u32 / ALERTS_PER_SECOND as u32);
+    let mut ticks = tokio::time::interval(Duration::from_secs(1) * batch as u32 / per_second as u32);
     let sent_at = begun_at.elapsed().as_secs_f64();
     let mut answered = Vec::with_capacity(count);
-    for begin in (first..first + count).step_by(BATCH) {
+    for begin in (first..first + count).step_by(batch) {
         ticks.tick().await;
-        let alerts: Vec<String> = (begin..begin + BATCH).map(alert).collect();
+        let alerts: Vec<String> = (begin..begin + batch).map(alert).collect();
         let body = format!("[{}]", alerts.join(","));
         connection.exchange(&send_json("POST", "/alerts", &body)).await?.expect(200)?;
-        answered.extend([begun_at.elapsed().as_micros() as u32; BATCH]);
+        answered.extend(std::iter::repeat_n(begun_at.elapsed().as_micros() as u32, batch));
     }
     Ok((answered, sent_at))
 }

@@ -3,6 +3,7 @@
 mod alerts;
 mod distance;
 mod fanout;
+mod growth;
 mod large;
 mod listener;
 mod memory;
@@ -16,6 +17,9 @@ use crate::Bench;
 pub const NAMES: &[&str] =
     &["reads", "writes", "large", "distance", "alerts", "fanout", "memory", "strictness", "soak"];
 
+/// Measured only when they are named: minutes each, and no goals. `growth` is all of them.
+pub const ON_REQUEST: &[&str] = growth::NAMES;
+
 pub async fn run(bench: &mut Bench, name: &str) -> anyhow::Result<()> {
     match name {
         "reads" => reads::run(bench).await,
@@ -27,6 +31,6 @@ pub async fn run(bench: &mut Bench, name: &str) -> anyhow::Result<()> {
         "memory" => memory::run(bench).await,
         "strictness" => strictness::run(bench).await,
         "soak" => soak::run(bench).await,
-        _ => anyhow::bail!("there is no figure {name}"),
+        name => growth::run(bench, name).await,
     }
 }

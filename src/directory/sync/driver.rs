@@ -41,6 +41,9 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 const ROWS_APPLIED_INLINE: usize = 2_000;
 /// After so many validations in a row that took too long, everything is loaded instead.
 const DEADLINES_BEFORE_LOAD: u32 = 2;
+/// ... and this soon after a write of this instance: what is written meanwhile is read together. Polls
+/// never overlap, for each would read the changes of all that are still under way once more.
+const NUDGED_POLL: Duration = Duration::from_millis(10);
 /// Without followers: often enough that the log still reaches back to the cursor.
 const IDLE_POLL: Duration = Duration::from_secs(60);
 /// A load may take long; nobody waits for it longer than for any read.
@@ -173,7 +176,8 @@ impl Driver {
             let moment = now();
             let pace = MIN_PACE.max(self.round_trip / PACE_DIVISOR);
             let next_poll = self.next_poll(last_begun, moment);
-            let due = self.shared.rounds.has_uncovered(covered) || next_poll.is_some_and(|at| at <= moment);
+            let due = self.shared.rounds.has_uncovered(covered)
+                || (flights.is_empty() && next_poll.is_some_and(|at| at <= moment));
             let free_at = last_begun.filter(|_| !flights.is_empty()).map(|begun| begun + pace);
             let room = flights.len() < MAX_FLIGHTS;
             if due && room && free_at.is_none_or(|at| at <= moment) {
@@ -183,7 +187,8 @@ impl Driver {
                 flights.push_back(self.launch(feed, covered, moment)?);
                 continue;
             }
-            let timer = [self.next_deadline(), free_at.filter(|_| due && room), next_poll.filter(|_| !due)];
+            let timer =
+                [self.next_deadline(), free_at.filter(|_| due && room), next_poll.filter(|_| flights.is_empty())];
             tokio::select! {
                 biased;
                 Some(landing) = flights.next(), if !flights.is_empty() => {
@@ -351,10 +356,9 @@ impl Driver {
         if self.shared.followers.load(Ordering::SeqCst) == 0 {
             return Some(last_begun.map_or(moment + IDLE_POLL, |begun| begun + IDLE_POLL));
         }
-        if self.shared.nudged.load(Ordering::SeqCst) {
-            return Some(moment);
-        }
-        Some(last_begun.map_or(moment, |begun| begun + self.poll_pause))
+        let is_nudged = self.shared.nudged.load(Ordering::SeqCst);
+        let pause = if is_nudged { self.poll_pause.min(NUDGED_POLL) } else { self.poll_pause };
+        Some(last_begun.map_or(moment, |begun| begun + pause))
     }
 
     fn next_deadline(&self) -> Option<Instant> {

@@ -70,6 +70,13 @@ impl Endpoint {
         Ok(Self { config, tls: MakeRustlsConnect::new(tls) })
     }
 
+    /// The same place, with further settings of the session (`-c name=value`).
+    pub fn with_options(&self, options: &str) -> Self {
+        let mut config = self.config.clone();
+        config.options(format!("{} {options}", self.config.get_options().unwrap_or_default()));
+        Self { config, tls: self.tls.clone() }
+    }
+
     /// Opens a connection of its own, outside the pool; it closes when the client is dropped.
     pub async fn connect(&self) -> Result<tokio_postgres::Client, StoreError> {
         let connecting = self.config.connect(self.tls.clone());

@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deadpool_postgres::{Object, Transaction};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_util::sync::CancellationToken;
 
@@ -32,12 +33,15 @@ pub struct PostgresDirectory {
     pool: Pool,
     endpoint: Endpoint,
     limit: Duration,
+    lifecycle: Lifecycle,
     creations: mpsc::Sender<Creation>,
 }
 
 /// A user that waits to be created.
 struct Creation {
     user: NewUser,
+    /// Then whoever asked for it is told that it took too long, so it must not be created any more.
+    expires_at: Instant,
     answer: oneshot::Sender<Result<Verdict, StoreError>>,
 }
 
@@ -48,52 +52,62 @@ impl PostgresDirectory {
         let (creations, queue) = mpsc::channel(QUEUED_USERS);
         let creating = create_in_groups(pool.clone(), queue, lifecycle.closing().clone());
         lifecycle.spawn_service("creation of users", creating);
-        Self { pool, endpoint, limit, creations }
+        Self { pool, endpoint, limit, lifecycle: lifecycle.clone(), creations }
     }
 
     async fn create(&self, user: NewUser) -> Result<Verdict, StoreError> {
         let stopping = || StoreError::unavailable_because(DEPENDENCY, "the service is stopping");
         let (answer, answered) = oneshot::channel();
+        let expires_at = Instant::now() + self.limit;
         let creating = async {
-            self.creations.send(Creation { user, answer }).await.map_err(|_| stopping())?;
+            self.creations.send(Creation { user, expires_at, answer }).await.map_err(|_| stopping())?;
             answered.await.unwrap_or_else(|_| Err(stopping()))
         };
-        tokio::time::timeout(self.limit, creating).await.unwrap_or_else(|_| {
+        tokio::time::timeout_at(expires_at, creating).await.unwrap_or_else(|_| {
             let limit_ms = u64::try_from(self.limit.as_millis()).unwrap_or(u64::MAX);
             Err(StoreError::Deadline { dependency: DEPENDENCY, operation: "create_users", limit_ms })
         })
     }
 }
 
-/// What came while one group was on its way is the next.
+/// What came while one group was on its way is the next. The answers of one are handed out while the
+/// next is on its way, so that the database does not wait for them.
 async fn create_in_groups(
     pool: Pool,
     mut queue: mpsc::Receiver<Creation>,
     closing: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut group = Vec::new();
+    let (mut group, mut created) = (Vec::new(), Vec::new());
     loop {
+        if queue.is_empty() {
+            answer(&mut created);
+        }
         tokio::select! {
             biased;
             1.. = queue.recv_many(&mut group, GROUP_USERS) => {}
             () = closing.cancelled() => return Ok(()),
         }
-        // Whoever does not wait any more was told so.
-        group.retain(|creation| !creation.answer.is_closed());
+        let now = Instant::now();
+        group.retain(|creation: &Creation| now < creation.expires_at);
         let users: Vec<&NewUser> = group.iter().map(|creation| &creation.user).collect();
         let users = &users;
-        let created = pool.run("create_users", move |mut lease| async move {
+        let creating = pool.run("create_users", move |mut lease| async move {
             let verdicts = create_group(lease.client()?, users).await?;
             Ok((lease, verdicts))
         });
-        let verdicts = match created.await {
+        let (verdicts, ()) = tokio::join!(creating, async { answer(&mut created) });
+        let verdicts = match verdicts {
             Ok(verdicts) => verdicts,
             Err(error) => users.iter().map(|_| Err(error.repeat())).collect(),
         };
-        for (creation, verdict) in group.drain(..).zip(verdicts) {
-            if creation.answer.send(verdict).is_err() {
-                tracing::debug!("who asked for a user went away before it was created");
-            }
+        created.extend(group.drain(..).zip(verdicts));
+    }
+}
+
+fn answer(created: &mut Vec<(Creation, Result<Verdict, StoreError>)>) {
+    for (creation, verdict) in created.drain(..) {
+        if creation.answer.send(verdict).is_err() {
+            tracing::debug!("who asked for a user went away before it was created");
         }
     }
 }
@@ -145,16 +159,18 @@ impl DirectoryStore for PostgresDirectory {
     async fn write(&self, command: Command) -> Result<Outcome, WriteError> {
         let command = match command {
             Command::CreateUser(user) if user.zone_ids.is_empty() => return Ok(self.create(user).await??),
-            command => &{ command },
+            command => command,
         };
-        let verdict = self
-            .pool
-            .run("directory_write", move |mut lease| async move {
+        let pool = self.pool.clone();
+        let writing = self.lifecycle.spawn_work(async move {
+            let command = &command;
+            let writing = pool.run("directory_write", move |mut lease| async move {
                 let verdict = carry_out(lease.client()?, command).await?;
                 Ok((lease, verdict))
-            })
-            .await?;
-        Ok(verdict?)
+            });
+            writing.await
+        });
+        Ok(writing.await.map_err(|join| StoreError::unavailable(DEPENDENCY, join))???)
     }
 
     async fn write_all(&self, commands: Vec<Command>) -> Result<Vec<Verdict>, StoreError> {

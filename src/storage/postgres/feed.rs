@@ -19,6 +19,11 @@ use crate::directory::store::{Changes, DirectoryFeed, Loaded, Progress, ResetRea
 use crate::directory::{Cursor, User, Zone};
 use crate::store_error::StoreError;
 
+/// Planned once and by index: to plan such a question takes longer than to answer it, and a plan made while
+/// the tables were small or their statistics old would read all users for a handful of changes.
+const SESSION: &str = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_hashjoin=off \
+                       -c enable_mergejoin=off -c enable_hashagg=off -c enable_material=off";
+
 /// More changed keys than this are loaded together with everything else.
 const MAX_KEYS: i64 = 50_000;
 
@@ -90,7 +95,7 @@ pub struct Feed {
 
 impl Feed {
     pub async fn open(endpoint: &Endpoint, limit: Duration) -> Result<Self, StoreError> {
-        let client = endpoint.connect().await?;
+        let client = endpoint.with_options(SESSION).connect().await?;
         let opening = async {
             client.execute("SELECT directory_ensure_epoch()", &[]).await?;
             let look = client.prepare(LOOK).await?;

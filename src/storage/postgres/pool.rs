@@ -54,6 +54,7 @@ impl Pool {
         let manager = Manager::from_config(endpoint.config.clone(), endpoint.tls.clone(), recycling);
         let connections = Connections::builder(manager)
             .max_size(size)
+            .queue_mode(deadpool_postgres::QueueMode::Lifo)
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| StoreError::unavailable(DEPENDENCY, error))?;
