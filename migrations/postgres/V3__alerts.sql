@@ -19,7 +19,15 @@ CREATE INDEX alert_by_zone ON alert (zone_id, seq) WHERE zone_id IS NOT NULL;
 CREATE INDEX alert_by_user ON alert (user_id, seq) WHERE user_id IS NOT NULL;
 CREATE INDEX alert_by_status ON alert (status, seq) WHERE status IS NOT NULL;
 CREATE INDEX alert_by_camera ON alert (camera_id, seq) WHERE camera_id IS NOT NULL;
-CREATE INDEX alert_by_time ON alert (occurred_at, seq) WHERE occurred_at IS NOT NULL;
+
+-- Where in the log alerts of a time are: the times in each span of 4096 numbers. They come nearly in order, so
+-- a window of time is a few neighbouring spans, read in the order of seq. An index on the time would have to
+-- be sorted by seq for each page.
+CREATE TABLE alert_span (
+    number bigint PRIMARY KEY,
+    earliest timestamptz NOT NULL,
+    latest timestamptz NOT NULL
+) WITH (fillfactor = 50);
 
 -- The head: locked by every append until its commit, which is what makes seq commit-ordered.
 CREATE TABLE alert_log (
@@ -108,6 +116,12 @@ BEGIN
         SELECT array_agg(n.seq ORDER BY i.ordinal), count(n.seq) INTO seqs, count
             FROM incoming AS i LEFT JOIN numbered AS n USING (ordinal);
     END IF;
+    INSERT INTO alert_span AS s (number, earliest, latest)
+        SELECT seq >> 12, min(occurred_at), max(occurred_at) FROM unnest(seqs, occurred) AS i(seq, occurred_at)
+            WHERE seq IS NOT NULL AND occurred_at IS NOT NULL GROUP BY seq >> 12
+        ON CONFLICT (number) DO UPDATE
+            SET earliest = least(s.earliest, excluded.earliest), latest = greatest(s.latest, excluded.latest)
+            WHERE excluded.earliest < s.earliest OR excluded.latest > s.latest;
     IF count > 0 THEN
         UPDATE alert_log SET last_seq = last + count;
     END IF;

@@ -62,9 +62,7 @@ async fn on_topic(bench: &mut Bench, kafka: &Kafka) -> anyhow::Result<()> {
     let key_alone = bench.database(0).await?;
     let key_copier = key_alone.connect().await?;
     key_copier
-        .batch_execute(
-            "DROP INDEX alert_event, alert_by_zone, alert_by_user, alert_by_status, alert_by_camera, alert_by_time",
-        )
+        .batch_execute("DROP INDEX alert_event, alert_by_zone, alert_by_user, alert_by_status, alert_by_camera")
         .await?;
 
     let mut rates: [Vec<f64>; 5] = Default::default();
