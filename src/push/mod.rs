@@ -83,6 +83,9 @@ impl Push {
 
     /// `None`: the log is another one now, or the service stops.
     async fn next(&self, session: &mut Session, form: Form, changes: &mut watch::Receiver<Recent>) -> Option<Batch> {
+        if session.is_new() {
+            self.catch_up(changes).await?;
+        }
         loop {
             let mut batch = Gathering::new(form);
             let (step, end) = {
@@ -115,6 +118,20 @@ impl Push {
                 return Some(batch);
             }
         }
+    }
+
+    /// Until the follower has what is in the log now: whoever comes after an alert was stored is shown it among
+    /// the newest.
+    async fn catch_up(&self, changes: &mut watch::Receiver<Recent>) -> Option<()> {
+        let end = loop {
+            match self.log.last_seq().await {
+                Ok(end) => break end,
+                Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
+            }
+        };
+        let generation = changes.borrow().generation;
+        let caught_up = changes.wait_for(|recent| recent.last_seq >= end || recent.generation != generation).await;
+        caught_up.ok().map(drop)
     }
 
     /// A page of the log, read in a task of its own: a client that goes away costs no connection. Only so

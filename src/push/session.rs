@@ -44,6 +44,11 @@ impl Session {
         &self.filter
     }
 
+    /// Whether it has to be shown the newest first.
+    pub fn is_new(&self) -> bool {
+        self.position.is_none()
+    }
+
     /// Hands out what of the recent alerts comes next.
     pub fn take(&mut self, recent: &Recent, mut deliver: impl FnMut(&Entry)) -> Step {
         if *self.generation.get_or_insert(recent.generation) != recent.generation {
