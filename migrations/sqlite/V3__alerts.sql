@@ -21,8 +21,8 @@ CREATE INDEX alert_by_user ON alert (user_id, seq) WHERE user_id IS NOT NULL;
 CREATE INDEX alert_by_status ON alert (status, seq) WHERE status IS NOT NULL;
 CREATE INDEX alert_by_camera ON alert (camera_id, seq) WHERE camera_id IS NOT NULL;
 
--- Where in the log alerts of a time are: the times in each span of 4096 numbers. They come nearly in order, so
--- a window of time is a few neighbouring spans, read in the order of seq.
+-- Where in the log alerts of a time are: those in each span of 4096 numbers are between these times. They come
+-- nearly in order, so a window of time is a few neighbouring spans, read in the order of seq.
 CREATE TABLE alert_span (
     number INTEGER PRIMARY KEY,
     earliest INTEGER NOT NULL,

@@ -244,7 +244,7 @@ impl ToSql for Parameter<'_> {
 }
 
 const APPEND: &str = "SELECT seqs, fenced FROM append_alerts($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
-                      $14, $15, $16, $17, $18, $19, $20)";
+                      $14, $15, $16, $17, $18, $19, $20, $21, $22)";
 
 const DEAD_LETTERS: &str =
     r#"SELECT id, received_at, topic, "partition", "offset", reason, size, raw FROM dead_letter"#;
@@ -270,6 +270,9 @@ async fn append(
     let names: Vec<Option<&str>> = alerts.iter().map(|new| new.alert.user_name.as_deref()).collect();
     let events: Vec<Option<&str>> = alerts.iter().map(|new| new.alert.event_id.as_deref()).collect();
 
+    let times = || alerts.iter().filter_map(|new| new.alert.occurred_at);
+    let (first_time, last_time) = (times().min().map(Time), times().max().map(Time));
+
     let letters = &batch.dead_letters;
     let letter_topics: Vec<&str> = letters.iter().map(|letter| &*letter.topic).collect();
     let letter_partitions: Vec<i32> = letters.iter().map(|letter| letter.partition).collect();
@@ -285,7 +288,7 @@ async fn append(
     let expected: Vec<Option<i64>> = advances.iter().map(|advance| advance.expected_next).collect();
     let next: Vec<i64> = advances.iter().map(|advance| advance.next).collect();
 
-    let parameters: [&(dyn ToSql + Sync); 20] = [
+    let parameters: [&(dyn ToSql + Sync); 22] = [
         &bodies,
         &occurred,
         &sources,
@@ -295,6 +298,8 @@ async fn append(
         &cameras,
         &names,
         &events,
+        &first_time,
+        &last_time,
         &letter_topics,
         &letter_partitions,
         &letter_offsets,

@@ -20,6 +20,7 @@ use unified_backend::alerts::types::{
 };
 use unified_backend::alerts::{AlertLog, AppendError, Doorbell};
 use unified_backend::config::Config;
+use unified_backend::http;
 use unified_backend::lifecycle::Lifecycle;
 use unified_backend::push::Push;
 use unified_backend::store_error::StoreError;
@@ -244,10 +245,10 @@ impl Shown {
     async fn start(log: Arc<dyn AlertLog>) -> Self {
         let config = Config::from_settings(&[]).expect("valid");
         let (lifecycle, metrics) = (Lifecycle::new(), Arc::new(Metrics::new().expect("metrics")));
-        let push = Push::start(log, Doorbell::default(), &config.alerts, &config.api, &lifecycle, metrics);
+        let push = Push::start(log, Doorbell::default(), &config.alerts, &config.api, &lifecycle, metrics.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("ws://{}/ws/alerts?envelope=true&after=0", listener.local_addr().expect("bound"));
-        let serving = axum::serve(listener, push.router()).into_future();
+        let serving = http::serve(listener, push.router(), config.api, lifecycle.clone(), metrics);
         tokio::spawn(lifecycle.aborting().clone().run_until_cancelled_owned(serving));
         let (socket, _) = tokio_tungstenite::connect_async(url).await.expect("the WebSocket opens");
         Self { lifecycle, socket, seen: Vec::new() }
@@ -257,7 +258,7 @@ impl Shown {
     async fn watch_until(&mut self, last: i64) {
         while self.seen.last().is_none_or(|line| line.seq != last) {
             let next = tokio::time::timeout(PATIENCE, self.socket.next()).await.expect("it comes in time");
-            if let Some(Ok(Message::Text(text))) = next {
+            if let Message::Text(text) = next.expect("the socket is open").expect("it works") {
                 let shown: Value = serde_json::from_str(&text).expect("JSON");
                 self.seen.push(line(shown["seq"].as_i64().expect("a number"), &shown["alert"]));
             }
