@@ -19,7 +19,15 @@ CREATE INDEX alert_by_zone ON alert (zone_id, seq) WHERE zone_id IS NOT NULL;
 CREATE INDEX alert_by_user ON alert (user_id, seq) WHERE user_id IS NOT NULL;
 CREATE INDEX alert_by_status ON alert (status, seq) WHERE status IS NOT NULL;
 CREATE INDEX alert_by_camera ON alert (camera_id, seq) WHERE camera_id IS NOT NULL;
-CREATE INDEX alert_by_time ON alert (occurred_at, seq) WHERE occurred_at IS NOT NULL;
+
+-- Where in the log alerts of a time are: those in each span of 4096 numbers are between these times. They come
+-- nearly in order, so a window of time is a few neighbouring spans, read in the order of seq. An index on the
+-- time would have to be sorted by seq for each page.
+CREATE TABLE alert_span (
+    number bigint PRIMARY KEY,
+    earliest timestamptz NOT NULL,
+    latest timestamptz NOT NULL
+) WITH (fillfactor = 50);
 
 -- The head: locked by every append until its commit, which is what makes seq commit-ordered.
 CREATE TABLE alert_log (
@@ -52,7 +60,7 @@ CREATE TABLE dead_letter (
 -- claim made void; then nothing was done. seqs: one for each alert, null for a duplicate.
 CREATE FUNCTION append_alerts(
     bodies text[], occurred timestamptz[], sources text[], zones text[], users text[], statuses text[],
-    cameras text[], names text[], events text[],
+    cameras text[], names text[], events text[], first_time timestamptz, last_time timestamptz,
     letter_topics text[], letter_partitions integer[], letter_offsets bigint[], letter_reasons text[],
     letter_sizes bigint[], letter_raws bytea[],
     advance_topics text[], advance_partitions integer[], advance_epochs bigint[], advance_expected bigint[],
@@ -110,5 +118,11 @@ BEGIN
     END IF;
     IF count > 0 THEN
         UPDATE alert_log SET last_seq = last + count;
+        INSERT INTO alert_span AS s (number, earliest, latest)
+            SELECT number, first_time, last_time FROM generate_series((last + 1) >> 12, (last + count) >> 12) AS number
+                WHERE first_time IS NOT NULL
+            ON CONFLICT (number) DO UPDATE
+                SET earliest = least(s.earliest, excluded.earliest), latest = greatest(s.latest, excluded.latest)
+                WHERE excluded.earliest < s.earliest OR excluded.latest > s.latest;
     END IF;
 END $$;

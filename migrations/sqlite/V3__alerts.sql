@@ -20,7 +20,14 @@ CREATE INDEX alert_by_zone ON alert (zone_id, seq) WHERE zone_id IS NOT NULL;
 CREATE INDEX alert_by_user ON alert (user_id, seq) WHERE user_id IS NOT NULL;
 CREATE INDEX alert_by_status ON alert (status, seq) WHERE status IS NOT NULL;
 CREATE INDEX alert_by_camera ON alert (camera_id, seq) WHERE camera_id IS NOT NULL;
-CREATE INDEX alert_by_time ON alert (occurred_at, seq) WHERE occurred_at IS NOT NULL;
+
+-- Where in the log alerts of a time are: those in each span of 4096 numbers are between these times. They come
+-- nearly in order, so a window of time is a few neighbouring spans, read in the order of seq.
+CREATE TABLE alert_span (
+    number INTEGER PRIMARY KEY,
+    earliest INTEGER NOT NULL,
+    latest INTEGER NOT NULL
+) STRICT;
 
 CREATE TABLE alert_log (
     one INTEGER PRIMARY KEY DEFAULT 1 CHECK (one = 1),

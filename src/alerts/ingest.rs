@@ -1,12 +1,14 @@
 //! The one way in: Kafka and HTTP both end here. Forms batches by itself: while one append runs, the
-//! next fills. Bounds what waits, in bytes. Fills missing names from the directory. Knows neither Kafka
+//! next fills; only a full one does not wait for it. Bounds what waits, in bytes. Fills missing names from the directory. Knows neither Kafka
 //! nor HTTP.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::doorbell::Doorbell;
@@ -23,6 +25,9 @@ const QUEUED_BATCHES: usize = 1024;
 /// One append takes at most so much, unless one caller's batch alone is larger.
 const MAX_ALERTS: usize = 2_000;
 const MAX_BYTES: usize = 8 * 1024 * 1024;
+/// Appends of Kafka's alerts, for which nobody waits, begin no sooner one after the other: a commit and a look
+/// into the log for each single alert would be most of the work.
+const GATHERING: Duration = Duration::from_millis(5);
 /// What may wait all in all; a single batch that is larger waits alone.
 const WAITING_BYTES: u32 = 64 * 1024 * 1024;
 /// What an alert takes besides its body, about.
@@ -149,41 +154,46 @@ impl Appender {
     ) -> anyhow::Result<()> {
         self.health.report(name::ALERTS, State::Up, None);
         let mut held: Option<Request> = None;
+        let mut under_way = JoinSet::new();
+        let mut begun_at = Instant::now();
         loop {
             let first = match held.take() {
-                Some(request) => request,
+                Some(request) => Some(request),
                 None => tokio::select! {
                     biased;
-                    request = requests.recv() => match request {
-                        Some(request) => request,
-                        None => return Ok(()),
-                    },
-                    () = closing.cancelled() => return Ok(()),
+                    request = requests.recv() => request,
+                    () = closing.cancelled() => None,
                 },
             };
+            let Some(first) = first else { break };
             let Some(first) = self.unless_late(first) else { continue };
-            let (mut alerts, mut bytes) = size(&first.batch);
             let mut group = Group::default();
             group.push(first);
-            // What came while the last append ran goes into this one.
-            while let Ok(request) = requests.try_recv() {
-                let Some(request) = self.unless_late(request) else { continue };
-                let (more_alerts, more_bytes) = size(&request.batch);
-                if alerts + more_alerts > MAX_ALERTS
-                    || bytes + more_bytes > MAX_BYTES
-                    || group.shares_partition(&request.batch)
-                {
-                    held = Some(request);
-                    break;
+            // What comes until this append begins goes into it.
+            loop {
+                tokio::select! {
+                    biased;
+                    request = requests.recv(), if held.is_none() => {
+                        let Some(request) = request else { break };
+                        let Some(request) = self.unless_late(request) else { continue };
+                        match group.has_room_for(&request.batch) {
+                            true => group.push(request),
+                            false => held = Some(request),
+                        }
+                    }
+                    () = ready(()), if group.may_begin(under_way.len(), held.is_some(), begun_at.elapsed()) => break,
+                    Some(ended) = under_way.join_next() => as_ours(ended),
+                    () = sleep_until(begun_at + GATHERING), if begun_at.elapsed() < GATHERING => {}
                 }
-                alerts += more_alerts;
-                bytes += more_bytes;
-                group.push(request);
             }
-            self.metrics.alerts_waiting.set(i64::try_from(alerts + requests.len()).unwrap_or(i64::MAX));
-            self.append(group).await;
-            self.metrics.alerts_waiting.set(i64::try_from(requests.len()).unwrap_or(i64::MAX));
+            self.metrics.alerts_waiting.set(i64::try_from(group.alerts + requests.len()).unwrap_or(i64::MAX));
+            begun_at = Instant::now();
+            under_way.spawn(self.clone().append(group));
         }
+        while let Some(ended) = under_way.join_next().await {
+            as_ours(ended);
+        }
+        Ok(())
     }
 
     /// Who was told that it took too long is not tried for, so that a queue behind an outage is gone at once.
@@ -200,7 +210,7 @@ impl Appender {
         StoreError::Deadline { dependency: "database", operation: "append_alerts", limit_ms }
     }
 
-    async fn append(&self, mut group: Group) {
+    async fn append(self: Arc<Self>, mut group: Group) {
         self.fill_names(&mut group.together.alerts).await;
         // Ends: each round answers someone.
         while !group.shares.is_empty() {
@@ -283,6 +293,8 @@ fn find_nameless(new: &NewAlert) -> Option<i64> {
 struct Group {
     together: AppendBatch,
     shares: Vec<Share>,
+    alerts: usize,
+    bytes: usize,
 }
 
 /// How much of a group is one caller's.
@@ -296,6 +308,8 @@ struct Share {
 
 impl Group {
     fn push(&mut self, Request { batch, answer, place }: Request) {
+        let (alerts, bytes) = size(&batch);
+        (self.alerts, self.bytes) = (self.alerts + alerts, self.bytes + bytes);
         self.shares.push(Share {
             alerts: batch.alerts.len(),
             dead_letters: batch.dead_letters.len(),
@@ -310,6 +324,22 @@ impl Group {
             self.together.dead_letters.extend(batch.dead_letters);
             self.together.advances.extend(batch.advances);
         }
+    }
+
+    fn has_room_for(&self, batch: &AppendBatch) -> bool {
+        let (alerts, bytes) = size(batch);
+        self.alerts + alerts <= MAX_ALERTS && self.bytes + bytes <= MAX_BYTES && !self.shares_partition(batch)
+    }
+
+    fn is_large(&self) -> bool {
+        self.alerts >= MAX_ALERTS / 2 || self.bytes >= MAX_BYTES / 2
+    }
+
+    /// `under_way`: appends. `is_full`: somebody found no room. `pause`: since the last append began.
+    fn may_begin(&self, under_way: usize, is_full: bool, pause: Duration) -> bool {
+        let is_waited_for = self.shares.iter().any(|share| share.place.due.is_some());
+        // The database takes a large one in while it stores the one before.
+        under_way <= usize::from(self.is_large()) && (is_full || self.is_large() || is_waited_for || pause >= GATHERING)
     }
 
     /// The log takes at most one advance per partition.
@@ -380,6 +410,15 @@ fn is_same_partition(one: &PartitionAdvance, other: &PartitionAdvance) -> bool {
     one.partition == other.partition && one.topic == other.topic
 }
 
+/// A panic of an append is one of the whole.
+fn as_ours(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        std::panic::resume_unwind(error.into_panic());
+    }
+}
+
 fn tell(answer: Answer, result: Result<Appended, Box<Unstored>>) {
     if answer.send(result).is_err() {
         tracing::debug!("who handed in a batch did not wait for its answer");
@@ -390,5 +429,44 @@ fn source_label(source: &Source) -> &'static str {
     match source {
         Source::Http => "http",
         Source::Kafka { .. } => "kafka",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::alerts::types::{AlertColumns, DecodedAlert};
+
+    fn group(alerts: usize, due: Option<Instant>) -> Group {
+        let alert = DecodedAlert {
+            body: "{}".into(),
+            columns: AlertColumns::default(),
+            user_name: None,
+            occurred_at: None,
+            event_id: None,
+        };
+        let batch =
+            AppendBatch { alerts: vec![NewAlert { alert, source: Source::Http }; alerts], ..AppendBatch::default() };
+        let room = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("room");
+        let mut group = Group::default();
+        group.push(Request { batch, answer: oneshot::channel().0, place: Place { _room: room, due } });
+        group
+    }
+
+    #[tokio::test]
+    async fn an_append_waits_for_more_unless_somebody_waits_for_it() {
+        let (soon, late) = (Duration::ZERO, GATHERING);
+        let (patient, awaited) = (group(1, None), group(1, Some(Instant::now())));
+        assert!(!patient.may_begin(0, false, soon) && patient.may_begin(0, false, late));
+        assert!(awaited.may_begin(0, false, soon));
+        assert!(patient.may_begin(0, true, soon), "there is no room for more");
+        assert!(!patient.may_begin(1, true, late) && !awaited.may_begin(1, false, late), "the next fills meanwhile");
+    }
+
+    #[tokio::test]
+    async fn a_large_append_does_not_wait_for_the_one_before() {
+        let large = group(MAX_ALERTS / 2, None);
+        assert!(large.may_begin(0, false, Duration::ZERO) && large.may_begin(1, false, Duration::ZERO));
+        assert!(!large.may_begin(2, true, GATHERING));
     }
 }

@@ -182,6 +182,7 @@ impl Reader<'_> {
                     .unwrap_or(jiff::tz::TimeZone::UTC),
                 max_bytes: self.integer("alerts.max_bytes", 1024, 16_777_216) as usize,
                 write_deadline: self.seconds("alerts.write_deadline_seconds", 0.1, 3600.0),
+                ping_interval: self.seconds("alerts.ping_interval_seconds", 0.1, 3600.0),
                 poll_interval: Duration::from_millis(self.integer("alerts.poll_interval_ms", 1, 10_000)),
             },
             logging: self.read_logging(),

@@ -106,6 +106,8 @@ pub struct AlertsConfig {
     pub max_bytes: usize,
     /// How long a streaming client may take nothing before it is cut.
     pub write_deadline: Duration,
+    /// How often a WebSocket is pinged; one that is silent for three and a quarter of them is closed.
+    pub ping_interval: Duration,
     /// How often the follower looks at the log when nothing rings.
     pub poll_interval: Duration,
 }

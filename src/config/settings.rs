@@ -61,6 +61,7 @@ settings! {
     "alerts.timezone" ["ALERTS_TIMEZONE"] = "UTC", "IANA time zone of timestamps that name none.";
     "alerts.max_bytes" ["ALERTS_MAX_BYTES"] = "1048576", "Largest accepted alert, 1024..16777216 bytes.";
     "alerts.write_deadline_seconds" ["ALERTS_WRITE_DEADLINE_SECONDS"] = "10", "How long a streaming client may take nothing before it is cut, 0.1..3600.";
+    "alerts.ping_interval_seconds" ["ALERTS_PING_INTERVAL_SECONDS"] = "20", "How often a WebSocket is pinged, 0.1..3600; one that is silent for 3.25 times as long is closed.";
     "alerts.poll_interval_ms" ["ALERTS_POLL_INTERVAL_MS"] = "250", "How often the log is looked at when nothing rings, 1..10000 ms.";
     "logging.level" ["LOGGING_LEVEL", "LOG_LEVEL"] = "INFO", "DEBUG, INFO, WARNING, ERROR, or directives such as info,unified_backend::kafka=debug.";
     "logging.format" ["LOGGING_FORMAT"] = "text", "text or json.";

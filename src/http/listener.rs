@@ -121,7 +121,7 @@ async fn refuse(mut stream: TcpStream, _permit: OwnedSemaphorePermit) {
 }
 
 /// One of the connections that are counted.
-struct Place {
+pub(super) struct Place {
     open: Arc<AtomicUsize>,
     metrics: Arc<Metrics>,
 }
@@ -160,7 +160,7 @@ impl Connection {
                 Ok::<_, std::convert::Infallible>(answer.map(|body| WatchedBody { body, _end: end }))
             }
         });
-        let io = TokioIo::new(Watched { stream, progress: progress.clone(), lingering: None, _place: place });
+        let io = TokioIo::new(Watched { stream, progress: progress.clone(), lingering: None, place });
         // Our own watch tells slow headers from idleness, which hyper's one timeout does not.
         let serving = hyper::server::conn::http1::Builder::new()
             .header_read_timeout(None)
@@ -315,12 +315,19 @@ impl hyper::body::Body for WatchedBody {
 
 /// The connection itself. Tells [`Progress`] when bytes come or go, and keeps its place until the end,
 /// also when a WebSocket has taken it over.
-struct Watched {
+pub(super) struct Watched {
     stream: TcpStream,
     progress: Arc<Progress>,
     /// After our last byte: until when the client is still listened to.
     lingering: Option<Pin<Box<tokio::time::Sleep>>>,
-    _place: Place,
+    place: Place,
+}
+
+impl Watched {
+    /// For who takes the connection over, with limits of its own.
+    pub(super) fn into_parts(self) -> (TcpStream, Taken, Place) {
+        (self.stream, self.progress.taken.clone(), self.place)
+    }
 }
 
 impl AsyncRead for Watched {

@@ -11,6 +11,7 @@ mod routes;
 mod service;
 mod surface;
 pub mod taken;
+pub mod websocket;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;

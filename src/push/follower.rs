@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
 use super::hub::{Entry, Hub};
@@ -13,7 +14,10 @@ use crate::telemetry::metrics::Metrics;
 
 const PAGE: u32 = 500;
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
-const BACKOFF: Duration = Duration::from_millis(500);
+/// After a failure, doubled from one to the next: at the start the database is mostly there in a moment, and
+/// clients wait already.
+const FIRST_BACKOFF: Duration = Duration::from_millis(10);
+const LAST_BACKOFF: Duration = Duration::from_millis(500);
 /// How often the end of the log is looked at for its own sake.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -46,6 +50,7 @@ impl Follower {
     async fn follow(&self) -> anyhow::Result<()> {
         let mut is_begun = false;
         let mut is_failing = false;
+        let mut backoff = FIRST_BACKOFF;
         let mut looked_at = Instant::now();
         loop {
             let outcome = if !is_begun {
@@ -62,13 +67,16 @@ impl Follower {
                         tracing::info!("the follower reads the alert log again");
                     }
                     is_begun = true;
+                    backoff = FIRST_BACKOFF;
                     if is_more {
                         continue;
                     }
+                    let published_at = tokio::time::Instant::now();
                     tokio::select! {
                         () = self.doorbell.heard() => {}
                         () = tokio::time::sleep(self.poll_interval) => {}
                     }
+                    sleep_until(published_at + self.hub.pause()).await;
                 }
                 Err(error) => {
                     self.metrics.push_follower_errors.inc();
@@ -76,15 +84,19 @@ impl Follower {
                     if is_begun && !std::mem::replace(&mut is_failing, true) {
                         tracing::warn!(%error, "the follower cannot read the alert log; streams wait, nothing is lost");
                     }
-                    tokio::time::sleep(BACKOFF).await;
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(LAST_BACKOFF);
                 }
             }
         }
     }
 
+    /// The newest alerts are read at once, for all the clients that come (back) with the start of an instance.
     async fn begin(&self) -> Result<bool, StoreError> {
         let last_seq = self.log.last_seq().await?;
-        self.hub.begin_at(last_seq);
+        let mut newest = self.log.list_alerts(&page(Direction::Before(last_seq.saturating_add(1)))).await?.alerts;
+        newest.reverse();
+        self.hub.begin_at(last_seq, newest.into_iter().map(Entry::new).collect());
         self.metrics.alerts_last_seq.set(last_seq);
         Ok(true)
     }
@@ -107,15 +119,7 @@ impl Follower {
     /// Whether there may be more right away.
     async fn read_on(&self) -> Result<bool, StoreError> {
         let last = self.hub.last_seq();
-        let query = AlertQuery {
-            direction: Direction::After(last),
-            limit: PAGE,
-            max_bytes: PAGE_BYTES,
-            filter: AlertFilter::default(),
-            from: None,
-            to: None,
-        };
-        let AlertPage { alerts: found, is_cut: is_more } = self.log.list_alerts(&query).await?;
+        let AlertPage { alerts: found, is_cut: is_more } = self.log.list_alerts(&page(Direction::After(last))).await?;
         if found.is_empty() {
             return Ok(false);
         }
@@ -131,11 +135,16 @@ impl Follower {
                 break;
             }
         }
-        let entries: Vec<_> = found.into_iter().map(|alert| Arc::new(Entry::new(alert))).collect();
+        let entries: Vec<_> = found.into_iter().map(Entry::new).collect();
         if let Some(newest) = entries.last() {
             self.metrics.alerts_last_seq.set(newest.seq);
         }
         self.hub.publish(entries);
         Ok(is_more)
     }
+}
+
+fn page(direction: Direction) -> AlertQuery {
+    let filter = AlertFilter::default();
+    AlertQuery { direction, limit: PAGE, max_bytes: PAGE_BYTES, filter, from: None, to: None }
 }

@@ -1,8 +1,10 @@
 //! Alerts from the log to every screen, live and resumable. One follower per instance reads the log,
 //! serialises each alert once and hands the same bytes to all sessions. Knows the log's port, no engine.
 
+mod batch;
 mod follower;
 mod hub;
+mod pulse;
 mod routes;
 mod session;
 mod sse;
@@ -12,10 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, Stream};
-use tokio::sync::Semaphore;
+use prometheus::{IntCounter, IntGauge};
+use tokio::sync::{Semaphore, watch};
 
-use self::hub::{Entry, Hub};
-use self::session::{BATCH_BYTES, Session, Step};
+use self::batch::{Batch, Form, Gathering};
+use self::hub::{Entry, Hub, Recent};
+use self::session::{BATCH_BYTES, HISTORY, Session, Step};
 use crate::alerts::types::{AlertPage, AlertQuery, Direction};
 use crate::alerts::{AlertLog, Doorbell};
 use crate::config::{AlertsConfig, ApiConfig};
@@ -23,8 +27,6 @@ use crate::lifecycle::Lifecycle;
 use crate::store_error::StoreError;
 use crate::telemetry::metrics::Metrics;
 
-/// How many alerts a client that names no position is shown first, if they are not too large together.
-const HISTORY: u32 = 100;
 /// Pages of the log that are read at once for all clients together.
 const READERS: usize = 4;
 /// Until a client's read of the log is tried again.
@@ -38,6 +40,7 @@ pub struct Push {
     lifecycle: Lifecycle,
     metrics: Arc<Metrics>,
     write_deadline: Duration,
+    ping_interval: Duration,
     origins: Arc<[String]>,
     readers: Arc<Semaphore>,
 }
@@ -61,28 +64,36 @@ impl Push {
             lifecycle: lifecycle.clone(),
             metrics,
             write_deadline: alerts.write_deadline,
+            ping_interval: alerts.ping_interval,
             origins: api.cors_origins.clone().into(),
             readers: Arc::new(Semaphore::new(READERS)),
         }
     }
 
-    /// What a session is to be shown, batch by batch, for as long as the log stays the same one. An outage
-    /// of the store only makes it wait: the follower tells of it. Safe to be polled between other things:
-    /// what is under way goes on.
-    fn stream(&self, session: Session) -> impl Stream<Item = Vec<Arc<Entry>>> + Send + use<> {
-        stream::unfold((self.clone(), session), |(push, mut session)| async move {
-            let entries = push.next(&mut session).await?;
-            Some((entries, (push, session)))
+    /// What a session is to be shown in a form, batch by batch, for as long as the log stays the same one. An
+    /// outage of the store only makes it wait: the follower tells of it. Safe to be polled between other
+    /// things: what is under way goes on.
+    fn stream(&self, session: Session, form: Form) -> impl Stream<Item = Batch> + Send + use<> {
+        let changes = self.hub.subscribe();
+        stream::unfold((self.clone(), session, changes), move |(push, mut session, mut changes)| async move {
+            let batch = push.next(&mut session, form, &mut changes).await?;
+            Some((batch, (push, session, changes)))
         })
     }
 
     /// `None`: the log is another one now, or the service stops.
-    async fn next(&self, session: &mut Session) -> Option<Vec<Arc<Entry>>> {
-        let mut changes = self.hub.subscribe();
+    async fn next(&self, session: &mut Session, form: Form, changes: &mut watch::Receiver<Recent>) -> Option<Batch> {
+        if session.is_new() {
+            self.catch_up(changes).await?;
+        }
         loop {
-            changes.borrow_and_update();
-            let (query, is_history) = match session.take(&self.hub.recent()) {
-                Step::Deliver(entries) => return Some(entries),
+            let mut batch = Gathering::new(form);
+            let (step, end) = {
+                let recent = changes.borrow_and_update();
+                (session.take(&recent, |entry| batch.push(entry)), recent.last_seq)
+            };
+            let (query, is_history) = match step {
+                Step::Delivered => return batch.finish(),
                 Step::Wait => {
                     changes.changed().await.ok()?;
                     continue;
@@ -91,7 +102,6 @@ impl Push {
                 Step::History => (self.page(session, Direction::Before(i64::MAX), HISTORY), true),
                 Step::Replay { after, limit } => (self.page(session, Direction::After(after), limit), false),
             };
-            let end = self.hub.last_seq();
             let Ok(AlertPage { alerts: mut found, is_cut }) = self.read(query).await else {
                 tokio::time::sleep(RETRY_PAUSE).await;
                 continue;
@@ -102,12 +112,26 @@ impl Push {
             if is_history {
                 found.reverse();
             }
-            let entries = found.into_iter().map(|alert| Arc::new(Entry::new(alert))).collect();
-            let entries = session.replayed(entries, is_complete, end);
-            if !entries.is_empty() {
-                return Some(entries);
+            session.replayed(found.last().map(|alert| alert.seq), is_complete, end);
+            found.into_iter().for_each(|alert| batch.push(&Entry::new(alert)));
+            if let Some(batch) = batch.finish() {
+                return Some(batch);
             }
         }
+    }
+
+    /// Until the follower has what is in the log now: whoever comes after an alert was stored is shown it among
+    /// the newest.
+    async fn catch_up(&self, changes: &mut watch::Receiver<Recent>) -> Option<()> {
+        let end = loop {
+            match self.log.last_seq().await {
+                Ok(end) => break end,
+                Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
+            }
+        };
+        let generation = changes.borrow().generation;
+        let caught_up = changes.wait_for(|recent| recent.last_seq >= end || recent.generation != generation).await;
+        caught_up.ok().map(drop)
     }
 
     /// A page of the log, read in a task of its own: a client that goes away costs no connection. Only so
@@ -132,23 +156,24 @@ impl Push {
 
 /// Counts a client while it is served.
 struct Present {
-    metrics: Arc<Metrics>,
-    transport: &'static str,
+    clients: IntGauge,
+    delivered: IntCounter,
 }
 
 impl Present {
-    fn new(metrics: Arc<Metrics>, transport: &'static str) -> Self {
-        metrics.push_clients.with_label_values(&[transport]).inc();
-        Self { metrics, transport }
+    fn new(metrics: &Metrics, transport: &'static str) -> Self {
+        let clients = metrics.push_clients.with_label_values(&[transport]);
+        clients.inc();
+        Self { clients, delivered: metrics.push_delivered.with_label_values(&[transport]) }
     }
 
     fn delivered(&self, count: usize) {
-        self.metrics.push_delivered.with_label_values(&[self.transport]).inc_by(count as u64);
+        self.delivered.inc_by(count as u64);
     }
 }
 
 impl Drop for Present {
     fn drop(&mut self) {
-        self.metrics.push_clients.with_label_values(&[self.transport]).dec();
+        self.clients.dec();
     }
 }

@@ -4,11 +4,11 @@
 //! served out of the recent alerts while they reach back to its position, else out of the log, so a
 //! slow client costs a position and no queue.
 
-use std::sync::Arc;
-
 use super::hub::{Entry, Recent};
 use crate::alerts::types::AlertFilter;
 
+/// How many alerts a client that names no position is shown first, if they are not too large together.
+pub const HISTORY: u32 = 100;
 /// Handed out at once; then the client has to have taken them.
 const BATCH_ALERTS: usize = 256;
 pub const BATCH_BYTES: usize = 1024 * 1024;
@@ -23,8 +23,8 @@ pub struct Session {
 
 /// What is to be done for a session.
 pub enum Step {
-    /// In the order of `seq`, never empty.
-    Deliver(Vec<Arc<Entry>>),
+    /// Alerts were handed out, in the order of `seq`, never none.
+    Delivered,
     /// Nothing new for it; wait for the hub.
     Wait,
     /// Read the newest matching alerts.
@@ -44,45 +44,64 @@ impl Session {
         &self.filter
     }
 
-    pub fn take(&mut self, recent: &Recent) -> Step {
+    /// Whether it has to be shown the newest first.
+    pub fn is_new(&self) -> bool {
+        self.position.is_none()
+    }
+
+    /// Hands out what of the recent alerts comes next.
+    pub fn take(&mut self, recent: &Recent, mut deliver: impl FnMut(&Entry)) -> Step {
         if *self.generation.get_or_insert(recent.generation) != recent.generation {
             return Step::LogReplaced;
         }
-        let Some(position) = self.position else { return Step::History };
+        let Some(position) = self.position.or_else(|| self.find_beginning(recent)) else { return Step::History };
+        self.position = Some(position);
         if position >= recent.last_seq {
             return Step::Wait;
         }
         if recent.entries.front().is_none_or(|oldest| oldest.seq > position + 1) {
             return Step::Replay { after: position, limit: BATCH_ALERTS as u32 };
         }
-        let mut batch = Vec::new();
-        let mut bytes = 0;
+        let (mut count, mut bytes) = (0, 0);
         let first = recent.entries.partition_point(|entry| entry.seq <= position);
         for entry in recent.entries.range(first..) {
             if self.filter.matches(&entry.columns) {
-                if batch.len() == BATCH_ALERTS || (bytes + entry.bytes() > BATCH_BYTES && !batch.is_empty()) {
-                    return Step::Deliver(batch);
+                if count == BATCH_ALERTS || (bytes + entry.bytes() > BATCH_BYTES && count > 0) {
+                    return Step::Delivered;
                 }
-                bytes += entry.bytes();
-                batch.push(entry.clone());
+                (count, bytes) = (count + 1, bytes + entry.bytes());
+                deliver(entry);
             }
             self.position = Some(entry.seq);
         }
-        if batch.is_empty() { Step::Wait } else { Step::Deliver(batch) }
+        if count == 0 { Step::Wait } else { Step::Delivered }
     }
 
-    /// What the log answered. `is_complete`: nothing that matches is left up to `end`, the end of the log
-    /// as it was known before the question.
-    pub fn replayed(&mut self, entries: Vec<Arc<Entry>>, is_complete: bool, end: i64) -> Vec<Arc<Entry>> {
-        let position = self.position.unwrap_or(0);
-        let last = entries.last().map_or(position, |entry| entry.seq).max(position);
+    /// Before the newest matching alerts, if the recent ones hold them all.
+    fn find_beginning(&self, recent: &Recent) -> Option<i64> {
+        let (mut position, mut count, mut bytes) = (recent.last_seq, 0, 0);
+        for entry in recent.entries.iter().rev().filter(|entry| self.filter.matches(&entry.columns)) {
+            bytes += entry.bytes();
+            if count == HISTORY || (bytes > BATCH_BYTES && count > 0) {
+                return Some(position);
+            }
+            (position, count) = (entry.seq - 1, count + 1);
+        }
+        (count == HISTORY || recent.is_whole_log).then_some(position)
+    }
+
+    /// The log's answer ended at `last`, if it held anything. `is_complete`: nothing that matches is left up
+    /// to `end`, the end of the log as it was known before the question.
+    pub fn replayed(&mut self, last: Option<i64>, is_complete: bool, end: i64) {
+        let last = last.max(self.position).unwrap_or(0);
         self.position = Some(if is_complete { last.max(end) } else { last });
-        entries
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -129,20 +148,20 @@ mod tests {
         fn step(&mut self, appended: usize) -> bool {
             let end = self.recent.last_seq;
             let filter = self.session.filter().clone();
-            let step = self.session.take(&self.recent);
+            let got = &mut self.got;
+            let step = self.session.take(&self.recent, |entry| got.push(entry.seq));
             for _ in 0..appended {
                 self.append(1);
             }
             let matching = |log: &[Arc<Entry>]| -> Vec<Arc<Entry>> {
                 log.iter().filter(|entry| filter.matches(&entry.columns)).cloned().collect()
             };
-            let delivered = match step {
-                Step::Deliver(entries) => entries,
+            let (page, is_complete) = match step {
+                Step::Delivered => return true,
                 Step::Wait | Step::LogReplaced => return false,
                 Step::History => {
                     let all = matching(&self.log);
-                    let newest = all[all.len().saturating_sub(100)..].to_vec();
-                    self.session.replayed(newest, true, end)
+                    (all[all.len().saturating_sub(100)..].to_vec(), true)
                 }
                 Step::Replay { after, limit } => {
                     let all = matching(&self.log[usize::try_from(after).expect("positive")..]);
@@ -155,10 +174,11 @@ mod tests {
                     let page: Vec<_> =
                         all.iter().enumerate().take_while(fits).map(|(_, entry)| entry.clone()).collect();
                     let is_complete = page.len() == all.len();
-                    self.session.replayed(page, is_complete, end)
+                    (page, is_complete)
                 }
             };
-            self.got.extend(delivered.iter().map(|entry| entry.seq));
+            self.session.replayed(page.last().map(|entry| entry.seq), is_complete, end);
+            self.got.extend(page.iter().map(|entry| entry.seq));
             true
         }
     }
@@ -166,10 +186,35 @@ mod tests {
     #[test]
     fn a_position_in_a_log_that_was_replaced_is_not_followed() {
         let mut session = Session::new(AlertFilter::default(), Some(5));
-        assert!(matches!(session.take(&Recent::at(5)), Step::Wait));
+        assert!(matches!(session.take(&Recent::at(5), |_| {}), Step::Wait));
         let mut restored = Recent::at(3);
         restored.generation = 1;
-        assert!(matches!(session.take(&restored), Step::LogReplaced));
+        assert!(matches!(session.take(&restored, |_| {}), Step::LogReplaced));
+    }
+
+    #[test]
+    fn the_newest_that_match_come_first_out_of_memory_if_they_are_all_there() {
+        let first = |filter: &str, recent: &Recent| {
+            let zone_ids = filter.split_terminator(',').map(str::to_owned).collect();
+            let mut session = Session::new(AlertFilter { zone_ids, ..AlertFilter::default() }, None);
+            let mut got = Vec::new();
+            let step = session.take(recent, |entry| got.push(entry.seq));
+            (matches!(step, Step::History), got)
+        };
+        let recent = |begin: i64, end: i64, bytes: usize| {
+            let mut recent = Recent::at(begin);
+            (begin + 1..=end).for_each(|seq| recent.push(entry(seq, bytes)));
+            recent
+        };
+        assert_eq!(first("", &recent(0, 150, 1)), (false, (51..=150).collect()));
+        assert_eq!(first("A", &recent(0, 400, 1)), (false, (34..=133).map(|third| third * 3).collect()));
+        assert_eq!(first("A", &recent(0, 9, 1)), (false, vec![3, 6, 9]));
+        assert_eq!(first("C", &recent(0, 9, 1)), (false, vec![]));
+        assert_eq!(first("A", &recent(50, 340, 1)), (true, vec![]), "97 of them; older ones are in the log");
+        assert_eq!(first("", &recent(50, 340, 1)).1.len(), 100);
+        assert_eq!(first("", &recent(50, 60, 300_000)), (false, vec![58, 59, 60]), "1 MiB together");
+        assert_eq!(first("", &recent(50, 60, 2_000_000)), (false, vec![60]));
+        assert!(first("", &Recent::default()).0, "before the follower has begun");
     }
 
     proptest! {

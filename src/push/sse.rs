@@ -11,14 +11,13 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
+use super::hub::Entry;
 use super::routes::Wanted;
 use super::{Present, Push};
 use crate::http::error::ApiError;
 use crate::http::taken::Taken;
 
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Events are copied together up to so much; a larger one is a frame of its own, without a copy.
-const FRAME_BYTES: usize = 64 * 1024;
 
 pub async fn connect(
     State(push): State<Push>,
@@ -41,8 +40,8 @@ pub async fn connect(
 }
 
 async fn serve(push: Push, wanted: Wanted, sender: mpsc::Sender<Bytes>, taken: Taken) {
-    let present = Present::new(push.metrics.clone(), "sse");
-    let mut alerts = pin!(push.stream(wanted.session));
+    let present = Present::new(&push.metrics, "sse");
+    let mut alerts = pin!(push.stream(wanted.session, Entry::event));
     // The headers go out with the first bytes; a quiet log must not keep the client waiting for them.
     let mut frames = vec![Bytes::from_static(b": connected\n\n")];
     let reason = loop {
@@ -65,10 +64,10 @@ async fn serve(push: Push, wanted: Wanted, sender: mpsc::Sender<Bytes>, taken: T
             biased;
             () = push.lifecycle.draining().cancelled() => break "shutdown",
             () = sender.closed() => return,
-            entries = alerts.next() => match entries {
-                Some(entries) => {
-                    present.delivered(entries.len());
-                    frames_of(entries.iter().map(|entry| entry.event()))
+            batch = alerts.next() => match batch {
+                Some(batch) => {
+                    present.delivered(batch.alerts);
+                    batch.pieces
                 }
                 None => break "log_replaced",
             },
@@ -76,40 +75,4 @@ async fn serve(push: Push, wanted: Wanted, sender: mpsc::Sender<Bytes>, taken: T
         };
     };
     push.metrics.push_closed.with_label_values(&[reason]).inc();
-}
-
-fn frames_of(events: impl Iterator<Item = Bytes>) -> Vec<Bytes> {
-    let mut frames = Vec::new();
-    let mut frame = Vec::new();
-    for event in events {
-        if frame.len() + event.len() > FRAME_BYTES && !frame.is_empty() {
-            frames.push(std::mem::take(&mut frame).into());
-        }
-        if event.len() > FRAME_BYTES {
-            frames.push(event);
-        } else {
-            frame.extend_from_slice(&event);
-        }
-    }
-    if !frame.is_empty() {
-        frames.push(frame.into());
-    }
-    frames
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn small_events_share_a_frame_and_large_ones_are_not_copied() {
-        let event = |bytes: usize| Bytes::from(vec![b'x'; bytes]);
-        let (small, half, large) = (event(10), event(FRAME_BYTES / 2), event(FRAME_BYTES + 1));
-        let events = [&small, &half, &half, &small, &large, &small];
-        let frames = frames_of(events.into_iter().cloned());
-        let sizes: Vec<usize> = frames.iter().map(Bytes::len).collect();
-        assert_eq!(sizes, [10 + FRAME_BYTES / 2, FRAME_BYTES / 2 + 10, FRAME_BYTES + 1, 10]);
-        assert_eq!(frames[2].as_ptr(), large.as_ptr());
-        assert!(frames_of(std::iter::empty()).is_empty());
-    }
 }

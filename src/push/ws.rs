@@ -1,38 +1,32 @@
 //! The WebSocket skin over a session.
 
 use std::pin::pin;
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{RawQuery, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{FutureExt, SinkExt, StreamExt};
-use tokio::time::{Instant, MissedTickBehavior, timeout};
+use futures_util::{FutureExt, StreamExt};
+use tokio::time::{MissedTickBehavior, timeout};
+use tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::{Error, Message};
 
+use super::batch::{Batch, Form};
 use super::hub::Entry;
+use super::pulse::Pulse;
 use super::routes::Wanted;
 use super::{Present, Push};
 use crate::http::error::ApiError;
 use crate::http::taken::Taken;
+use crate::http::websocket::{Upgrade, WebSocket};
 
-const PING_INTERVAL: Duration = Duration::from_secs(20);
-/// Three pings unanswered: nobody is there.
-const DEAD_AFTER: Duration = Duration::from_secs(65);
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 /// Clients say `ping` and nothing else.
 const MAX_INBOUND_BYTES: usize = 64 * 1024;
-/// The library's own would be 128 KiB for each client.
-const READ_BUFFER_BYTES: usize = 4 * 1024;
-const WRITE_BUFFER_BYTES: usize = 16 * 1024;
-
-type Sink = SplitSink<WebSocket, Message>;
 
 /// Why we end a connection.
 struct Farewell {
-    code: u16,
+    code: CloseCode,
     reason: String,
     label: &'static str,
 }
@@ -42,24 +36,13 @@ pub async fn connect(
     headers: HeaderMap,
     taken: Taken,
     RawQuery(query): RawQuery,
-    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+    upgrade: Result<Upgrade, ApiError>,
 ) -> Result<Response, ApiError> {
-    let upgrade = upgrade.map_err(|rejection| {
-        ApiError::new(
-            axum::http::StatusCode::UPGRADE_REQUIRED,
-            "upgrade_required",
-            format!("this is a WebSocket: {rejection}"),
-        )
-    })?;
+    let upgrade = upgrade?;
     push.check_origin(&headers)?;
     let wanted = push.wanted(query.as_deref(), None)?;
     let lifecycle = push.lifecycle.clone();
-    let upgrade = upgrade
-        .max_message_size(MAX_INBOUND_BYTES)
-        .max_frame_size(MAX_INBOUND_BYTES)
-        .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(WRITE_BUFFER_BYTES);
-    Ok(upgrade.on_upgrade(|socket| async move {
+    Ok(upgrade.accept(MAX_INBOUND_BYTES, |socket| async move {
         // The drain waits for streams to say goodbye.
         if let Err(join) = lifecycle.spawn_work(serve(push, wanted, socket, taken)).await {
             tracing::error!(error = %join, "a WebSocket session ended badly");
@@ -67,24 +50,25 @@ pub async fn connect(
     }))
 }
 
-async fn serve(push: Push, wanted: Wanted, socket: WebSocket, taken: Taken) {
-    let present = Present::new(push.metrics.clone(), "ws");
-    let (mut sink, mut stream) = socket.split();
+async fn serve(push: Push, wanted: Wanted, mut socket: WebSocket, taken: Taken) {
+    let present = Present::new(&push.metrics, "ws");
     let farewell = match push.check_position(&wanted).await {
-        Ok(Ok(())) => stream_alerts(&push, &present, wanted, &mut sink, &mut stream, &taken).await,
+        Ok(Ok(())) => stream_alerts(&push, &present, wanted, &mut socket, &taken).await,
         Ok(Err(_)) => Some(beyond_end("protocol")),
         Err(_) => {
-            Some(Farewell { code: close_code::AGAIN, reason: "database_unavailable".to_owned(), label: "unavailable" })
+            Some(Farewell { code: CloseCode::Again, reason: "database_unavailable".to_owned(), label: "unavailable" })
         }
     };
-    let Some(Farewell { code, reason, label }) = farewell else { return };
-    push.metrics.push_closed.with_label_values(&[label]).inc();
-    let close = Message::Close(Some(CloseFrame { code, reason: reason.into() }));
-    if !matches!(timeout(CLOSE_TIME, sink.send(close)).await, Ok(Ok(()))) {
+    if let Some(Farewell { code, reason, label }) = farewell {
+        push.metrics.push_closed.with_label_values(&[label]).inc();
+        socket.push_close(code, reason);
+    }
+    // Our close, or the answer to the client's.
+    if !matches!(timeout(CLOSE_TIME, socket.flush()).await, Ok(Ok(()))) {
         return;
     }
-    // Until the client's own close, so that ours is not lost in a reset.
-    let answered = async { while let Some(Ok(_)) = stream.next().await {} };
+    // Until the client's own, so that ours is not lost in a reset.
+    let answered = async { while let Some(Ok(_)) = socket.read().await {} };
     if timeout(CLOSE_TIME, answered).await.is_err() {
         tracing::debug!("a client did not answer the close");
     }
@@ -95,80 +79,81 @@ async fn stream_alerts(
     push: &Push,
     present: &Present,
     wanted: Wanted,
-    sink: &mut Sink,
-    stream: &mut SplitStream<WebSocket>,
+    socket: &mut WebSocket,
     taken: &Taken,
 ) -> Option<Farewell> {
-    let mut alerts = pin!(push.stream(wanted.session));
-    let mut pings = tokio::time::interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
+    let form: Form = if wanted.envelope { Entry::envelope } else { Entry::frame };
+    let mut alerts = pin!(push.stream(wanted.session, form));
+    let mut pings = tokio::time::interval_at(tokio::time::Instant::now() + push.ping_interval, push.ping_interval);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut heard_at = Instant::now();
+    let mut pulse = Pulse::new(push.ping_interval, Instant::now());
     let mut delivered = Delivered(wanted.after);
+    // Its own, as a shared one would be a lock that all sessions take for each alert.
+    let draining = push.lifecycle.draining().child_token();
+    let mut draining = pin!(draining.cancelled());
     loop {
         let event = tokio::select! {
-            () = push.lifecycle.draining().cancelled() => {
-                return Some(delivered.farewell(close_code::AWAY, "shutdown", "shutdown"));
-            }
-            message = stream.next() => Event::Heard(message),
+            () = &mut draining => return Some(delivered.farewell(CloseCode::Away, "shutdown", "shutdown")),
+            message = socket.read() => Event::Heard(message),
             _ = pings.tick() => Event::PingDue,
-            entries = alerts.next() => Event::Alerts(entries),
+            batch = alerts.next() => Event::Alerts(batch),
         };
         // What came while something was written was not read yet.
         let event = match event {
-            Event::PingDue if heard_at.elapsed() > DEAD_AFTER => {
-                stream.next().now_or_never().map_or(Event::Silence, Event::Heard)
+            Event::PingDue if pulse.is_dead(Instant::now()) => {
+                socket.read().now_or_never().map_or(Event::Silence, Event::Heard)
             }
             event => event,
         };
-        let messages: Vec<(Option<i64>, Message)> = match event {
-            Event::Heard(Some(Ok(Message::Text(text)))) if text.trim() == "ping" => {
-                heard_at = Instant::now();
-                vec![(None, Message::Text("{\"type\":\"pong\"}".into()))]
-            }
+        match event {
             Event::Heard(None | Some(Ok(Message::Close(_)))) => return None,
-            Event::Heard(Some(Ok(_))) => {
-                heard_at = Instant::now();
-                continue;
+            Event::Heard(Some(Ok(message))) => {
+                pulse.hear(Instant::now());
+                if matches!(message, Message::Text(text) if text.trim() == "ping") {
+                    socket.push_message(Message::text("{\"type\":\"pong\"}"));
+                }
             }
             Event::Heard(Some(Err(error))) => {
                 tracing::debug!(%error, "a WebSocket ended early");
-                return is_too_large(&error)
-                    .then(|| delivered.farewell(close_code::SIZE, "message too large", "protocol"));
+                return matches!(error, Error::Capacity(_))
+                    .then(|| delivered.farewell(CloseCode::Size, "message too large", "protocol"));
             }
-            Event::Silence => return Some(delivered.farewell(close_code::AWAY, "no answer to pings", "dead")),
-            Event::PingDue => vec![(None, Message::Ping(axum::body::Bytes::new()))],
+            Event::Silence => return Some(delivered.farewell(CloseCode::Away, "no answer to pings", "dead")),
+            Event::PingDue => socket.push_message(Message::Ping(bytes::Bytes::new())),
             Event::Alerts(None) => return Some(beyond_end("log_replaced")),
-            Event::Alerts(Some(entries)) => {
-                present.delivered(entries.len());
-                let text = |entry: &Arc<Entry>| if wanted.envelope { entry.envelope() } else { entry.text() };
-                entries.iter().map(|entry| (Some(entry.seq), Message::Text(text(entry)))).collect()
+            Event::Alerts(Some(Batch { pieces, alerts, last_seq })) => {
+                present.delivered(alerts);
+                pieces.into_iter().for_each(|piece| socket.push(piece));
+                delivered.0 = Some(last_seq);
             }
-        };
-        let begun_at = Instant::now();
-        let written = tokio::select! {
-            written = taken.unless_stuck(push.write_deadline, write(sink, messages, &mut delivered)) => written,
-            () = push.lifecycle.draining().cancelled() => {
-                return Some(delivered.farewell(close_code::AWAY, "shutdown", "shutdown"));
+        }
+        // Mostly the connection takes it at once.
+        let written = match socket.flush().now_or_never() {
+            Some(written) => Some(written),
+            None => {
+                let begun_at = Instant::now();
+                let written = tokio::select! {
+                    written = taken.unless_stuck(push.write_deadline, socket.flush()) => written,
+                    () = &mut draining => return Some(delivered.farewell(CloseCode::Away, "shutdown", "shutdown")),
+                };
+                pulse.wrote(begun_at, Instant::now());
+                written
             }
         };
         match written {
             Some(Ok(())) => {}
             Some(Err(_)) => return None,
-            None => return Some(delivered.farewell(close_code::AGAIN, "too slow", "slow")),
-        }
-        // It took all of that, and was sent no ping meanwhile.
-        if begun_at.elapsed() > PING_INTERVAL {
-            heard_at = Instant::now();
+            None => return Some(delivered.farewell(CloseCode::Again, "too slow", "slow")),
         }
     }
 }
 
 enum Event {
-    Heard(Option<Result<Message, axum::Error>>),
+    Heard(Option<Result<Message, Error>>),
     PingDue,
     /// Pings were due for long, and nothing is there to be read.
     Silence,
-    Alerts(Option<Vec<Arc<Entry>>>),
+    Alerts(Option<Batch>),
 }
 
 /// The last alert that was handed to the connection, ahead of our farewell: who reads that has it, and
@@ -176,30 +161,12 @@ enum Event {
 struct Delivered(Option<i64>);
 
 impl Delivered {
-    fn farewell(&self, code: u16, why: &str, label: &'static str) -> Farewell {
+    fn farewell(&self, code: CloseCode, why: &str, label: &'static str) -> Farewell {
         let reason = self.0.map_or_else(|| why.to_owned(), |seq| format!("{why}; last seq {seq}"));
         Farewell { code, reason, label }
     }
 }
 
 fn beyond_end(label: &'static str) -> Farewell {
-    Farewell { code: close_code::POLICY, reason: "seq_beyond_end".to_owned(), label }
-}
-
-/// One flush for all of them.
-async fn write(
-    sink: &mut Sink,
-    messages: Vec<(Option<i64>, Message)>,
-    delivered: &mut Delivered,
-) -> Result<(), axum::Error> {
-    for (seq, message) in messages {
-        sink.feed(message).await?;
-        delivered.0 = seq.or(delivered.0);
-    }
-    sink.flush().await
-}
-
-/// The library tells it in words alone.
-fn is_too_large(error: &axum::Error) -> bool {
-    error.to_string().starts_with("Space limit exceeded")
+    Farewell { code: CloseCode::Policy, reason: "seq_beyond_end".to_owned(), label }
 }

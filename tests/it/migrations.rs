@@ -102,6 +102,7 @@ async fn both_engines_have_the_same_tables_and_columns(database: Database) {
     let tables: BTreeMap<&str, &str> = BTreeMap::from([
         ("alert", "body camera_id event_id occurred_at received_at seq source status user_id user_name zone_id"),
         ("alert_log", "last_seq one"),
+        ("alert_span", "earliest latest number"),
         ("dead_letter", "id offset partition raw reason received_at size topic"),
         ("kafka_offset", "epoch next partition topic"),
         ("user", "created_at global_id id name updated_at"),

@@ -17,6 +17,7 @@ use crate::support::backends::Database;
 
 on_both_engines!(
     a_client_sees_the_history_and_then_every_alert_as_it_comes,
+    a_new_instance_knows_the_newest_alerts_without_a_read_for_each_client,
     a_client_resumes_where_it_was,
     filters_choose_and_the_envelope_numbers,
     every_instance_shows_every_alert,
@@ -46,6 +47,31 @@ async fn a_client_sees_the_history_and_then_every_alert_as_it_comes(database: Da
     }
     listener.socket.send(Message::text("ping")).await.expect("sent");
     assert_eq!(listener.next_text().await, r#"{"type":"pong"}"#);
+}
+
+async fn a_new_instance_knows_the_newest_alerts_without_a_read_for_each_client(database: Database) {
+    let app = TestApp::start_ready(&database, &[]).await;
+    let replays = |app: &TestApp, reason: &str| app.state.metrics.push_replays.with_label_values(&[reason]).get();
+    post_numbers(&app, 1..601).await;
+    app.stop().await.expect("an orderly stop");
+    let app = TestApp::start_ready(&database, &[]).await;
+    eventually("the follower has begun", async || app.state.metrics.alerts_last_seq.get() == 600).await;
+    let (mut new, mut resumed) = (app.listen("").await, app.listen("?after=300").await);
+    for number in 501..=600 {
+        assert_eq!(new.next_json().await["number"], number);
+    }
+    for number in 301..=600 {
+        assert_eq!(resumed.next_json().await["number"], number);
+    }
+    assert_eq!((replays(&app, "connect"), replays(&app, "behind")), (0, 0));
+    // What is not in memory comes out of the log.
+    let mut behind = app.listen("?zone_id=none").await;
+    let mut first = app.listen("?after=0").await;
+    assert_eq!(first.next_json().await["number"], 1);
+    app.post("/alerts", json!({ "zone_id": "none" })).await.expect(200);
+    assert_eq!(behind.next_json().await["zone_id"], "none");
+    assert_eq!(replays(&app, "connect"), 1);
+    assert!(replays(&app, "behind") >= 1);
 }
 
 async fn a_client_resumes_where_it_was(database: Database) {
@@ -317,6 +343,61 @@ async fn a_client_that_takes_a_little_all_the_time_is_not_cut() {
     let events = ask(&app, "/alerts/stream?after=0", "").await;
     tokio::join!(dripping(web_socket), dripping(events));
     assert_eq!(cut_as_slow(&app), 0);
+}
+
+/// The next frame of a server: its opcode and payload, which is short.
+async fn next_frame(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+    let reading = async {
+        let mut head = [0; 2];
+        stream.read_exact(&mut head).await.expect("a frame");
+        let mut payload = vec![0; usize::from(head[1])];
+        stream.read_exact(&mut payload).await.expect("its payload");
+        (head[0] & 0x0f, payload)
+    };
+    tokio::time::timeout(PATIENCE, reading).await.expect("a frame in time")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_answers_no_pings_is_left_and_one_that_does_is_not() {
+    let database = Database::sqlite();
+    let app = TestApp::start_ready(&database, &[("ALERTS_PING_INTERVAL_SECONDS", "0.3")]).await;
+    let mut alive = app.listen("").await;
+    // Takes everything and says nothing.
+    let mut silent = ask(&app, "/ws/alerts", UPGRADE).await;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(silent.read_u8().await.expect("the answer to the handshake"));
+    }
+    let watching = async {
+        let mut pings = 0;
+        loop {
+            match next_frame(&mut silent).await {
+                (9, _) => pings += 1,
+                (8, payload) => break (pings, payload),
+                other => panic!("expected a ping or a close, got {other:?}"),
+            }
+        }
+    };
+    // A client answers pings while it reads.
+    let (pings, close) = tokio::select! {
+        closed = watching => closed,
+        message = alive.next_text() => panic!("nothing is to be told, got {message}"),
+    };
+    assert!(pings >= 3, "{pings}");
+    assert_eq!((&close[..2], &close[2..]), (&1001_u16.to_be_bytes()[..], &b"no answer to pings"[..]));
+    assert_eq!(app.state.metrics.push_closed.with_label_values(&["dead"]).get(), 1);
+    post_numbers(&app, 1..2).await;
+    assert_eq!(alive.next_json().await["number"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_says_goodbye_is_answered() {
+    let database = Database::sqlite();
+    let app = TestApp::start_ready(&database, &[]).await;
+    let mut listener = app.listen("").await;
+    listener.socket.close(None).await.expect("closed");
+    assert!(matches!(listener.next().await, Message::Close(_)));
+    eventually("it is gone", async || app.state.metrics.push_clients.with_label_values(&["ws"]).get() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

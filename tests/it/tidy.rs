@@ -53,12 +53,7 @@ fn features_know_no_rim(files: &[File]) -> Vec<String> {
 fn only_routes_know_axum(files: &[File]) -> Vec<String> {
     let may =
         |file: &File| file.is_in(&["src/http/"]) || ["routes", "ws", "sse"].iter().any(|module| file.is_module(module));
-    let without_exception = files.iter().map(|file| {
-        // The one exception: a frame's text carries the proof that it is UTF-8, made once for all clients.
-        let exception = if file.path == "src/push/hub.rs" { "use axum::extract::ws::Utf8Bytes;\n" } else { "" };
-        File::new(&file.path, &file.text.replace(exception, ""))
-    });
-    names_in(&without_exception.collect::<Vec<_>>(), |file| !may(file), &["axum"])
+    names_in(files, |file| !may(file), &["axum"])
         .map(|(path, _)| format!("{path}: only src/http, routes, ws and sse know axum; move what needs it there"))
         .collect()
 }
@@ -478,12 +473,6 @@ mod a_rule_catches {
     fn axum_outside_of_http() {
         let test = "#[cfg(test)]\nmod tests {\n    use axum::Router;\n}\n";
         expect_only(only_routes_know_axum, "src/alerts/log.rs", "use axum::body::Bytes;", test);
-        expect_only(
-            only_routes_know_axum,
-            "src/push/hub.rs",
-            "use axum::body::Bytes;",
-            "use axum::extract::ws::Utf8Bytes;\n",
-        );
         expect_clean(only_routes_know_axum(&[File::new("src/alerts/routes.rs", "use axum::Router;")]));
         expect_clean(only_routes_know_axum(&[File::new("src/directory/routes/users.rs", "use axum::Router;")]));
     }

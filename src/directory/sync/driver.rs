@@ -13,6 +13,7 @@ use prometheus::IntCounter;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::rounds::Answer;
 use super::{Shared, View, now, off_runtime, stopping};
@@ -166,11 +167,14 @@ impl Driver {
         let mut flights = FuturesOrdered::new();
         let mut covered = 0;
         let mut last_begun: Option<Instant> = None;
+        // The newest round whose validation came back and whose readers were not told yet.
+        let mut landed: Option<u64> = None;
         loop {
             let requests = std::mem::take(&mut *self.shared.rebuild_requests.lock());
             if !requests.is_empty() {
                 flights.clear();
                 covered = 0;
+                self.answer_through(landed.take());
                 self.load(feed, "requested", requests).await?;
             }
             let moment = now();
@@ -187,16 +191,28 @@ impl Driver {
                 flights.push_back(self.launch(feed, covered, moment)?);
                 continue;
             }
+            if landed.is_some() {
+                // The next validation is under way before the readers of this one have the thread, so that the
+                // database works while they are answered.
+                if !flights.is_empty() {
+                    tokio::task::yield_now().await;
+                }
+                self.answer_through(landed.take());
+            }
             let timer =
                 [self.next_deadline(), free_at.filter(|_| due && room), next_poll.filter(|_| flights.is_empty())];
             tokio::select! {
                 biased;
                 Some(landing) = flights.next(), if !flights.is_empty() => {
                     let landing: Landing = landing;
-                    if let Some(reset) = self.land(landing).await? {
-                        flights.clear();
-                        covered = 0;
-                        self.load(feed, reset, Vec::new()).await?;
+                    let round = landing.round;
+                    match self.land(landing).await? {
+                        None => landed = Some(round),
+                        Some(reset) => {
+                            flights.clear();
+                            covered = 0;
+                            self.load(feed, reset, Vec::new()).await?;
+                        }
                     }
                     *backoff = Duration::ZERO;
                 }
@@ -217,15 +233,27 @@ impl Driver {
         };
         // Half of a reader's patience: who meets a dead connection is still answered by the next one.
         let (feed, cursor, limit) = (feed.clone(), replica.cursor.clone(), self.config.read_deadline / 2);
+        // A task, so that it departs by itself; it ends with the session.
+        let asking = AbortOnDropHandle::new(tokio::spawn(async move { feed.changes_since(&cursor).await }));
         Ok(async move {
-            let result = timeout(limit, feed.changes_since(&cursor)).await.unwrap_or_else(|_| Err(overdue(limit)));
+            let result = match timeout(limit, asking).await {
+                Ok(Ok(result)) => result,
+                Ok(Err(join)) => Err(StoreError::unavailable("database", join)),
+                Err(_) => Err(overdue(limit)),
+            };
             Landing { round, begun_at, result }
         })
     }
 
-    /// Brings a result into the replica and answers whom it covers. `Some`: load everything, why.
+    fn answer_through(&self, round: Option<u64>) {
+        if let Some(round) = round {
+            self.shared.rounds.answer_through(round, || self.answer());
+        }
+    }
+
+    /// Brings a result into the replica. `Some`: load everything, why.
     async fn land(&mut self, landing: Landing) -> Result<Option<&'static str>, StoreError> {
-        let Landing { round, begun_at, result } = landing;
+        let Landing { begun_at, result, .. } = landing;
         let took = now().saturating_duration_since(begun_at);
         self.metrics.directory_validation_seconds.observe(took.as_secs_f64());
         self.round_trip = if self.round_trip.is_zero() { took } else { (self.round_trip * 7 + took) / 8 };
@@ -247,7 +275,6 @@ impl Driver {
         }
         self.end_outage();
         *self.shared.validated_at.lock() = Some(begun_at);
-        self.shared.rounds.answer_through(round, || self.answer());
         Ok(None)
     }
 

@@ -381,7 +381,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         )])
         .fails(&[DATABASE_AWAY, DATABASE_SLOW]),
     Endpoint::new("get", "/alerts", ALERTS, "Read the log of alerts")
-        .about("Newest first; with `after`, ascending. Values of one filter are alternatives, several filters must all match.")
+        .about("Newest first; with `after`, ascending. Values of one filter are alternatives, several filters must all match. \
+            A page ends after 16 MiB of alerts even where `limit` allows more: go on with `next`.")
         .takes(&[
             parameter("after", "query", SEQ, "Only alerts with a greater `seq`, ascending."),
             parameter("before", "query", r#"{"type":"integer","format":"int64","minimum":1}"#, "Only alerts with a smaller `seq`, newest first. Not with `after`."),
@@ -464,10 +465,10 @@ pub const ENDPOINTS: &[Endpoint] = &[
         .fails(&[
             BAD_ORIGIN,
             BAD_LOG_QUERY,
-            failure(426, "upgrade_required", r#""this is a WebSocket: Connection header did not include 'upgrade'""#),
+            failure(426, "upgrade_required", r#""this is a WebSocket: the headers `connection: upgrade` and `upgrade: websocket` are missing""#),
         ]),
     Endpoint::new("get", "/messages/recent", ALERTS, "The newest alerts")
-        .about("The newest n objects, oldest of them first.")
+        .about("The newest n objects, oldest of them first; fewer where they have more than 16 MiB together.")
         .takes(&[parameter(
             "limit",
             "query",

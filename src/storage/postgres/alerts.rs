@@ -1,8 +1,11 @@
 //! `AlertLog` over SQL: appends are one call of `append_alerts` (see the migration), reads are plain
 //! statements over the indexes.
 
+use std::error::Error;
+
 use async_trait::async_trait;
-use tokio_postgres::types::ToSql;
+use bytes::BytesMut;
+use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{GenericClient, Row};
 
 use super::codec::Time;
@@ -41,58 +44,8 @@ impl AlertLog for PostgresAlertLog {
     }
 
     async fn list_alerts(&self, query: &AlertQuery) -> Result<AlertPage, StoreError> {
-        let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::new();
-        let mut conditions = Vec::new();
-        let (bound, order): (&i64, _) = match &query.direction {
-            Direction::After(after) => (after, "ASC"),
-            Direction::Before(before) => (before, "DESC"),
-        };
-        parameters.push(bound);
-        conditions.push(format!("seq {} $1", if order == "ASC" { ">" } else { "<" }));
-        let filter = &query.filter;
-        let fields = [
-            ("zone_id", &filter.zone_ids),
-            ("user_id", &filter.user_ids),
-            ("status", &filter.statuses),
-            ("camera_id", &filter.camera_ids),
-        ];
-        for (column, values) in fields {
-            match values.as_slice() {
-                [] => {}
-                // One value reads its index in the order of seq; the planner knows that of `=` only.
-                [value] => {
-                    parameters.push(value);
-                    conditions.push(format!("{column} = ${}", parameters.len()));
-                }
-                _ => {
-                    parameters.push(values);
-                    conditions.push(format!("{column} = ANY (${})", parameters.len()));
-                }
-            }
-        }
-        let (from, to) = (query.from.map(Time), query.to.map(Time));
-        for (operator, time) in [(">=", &from), ("<", &to)] {
-            if let Some(time) = time {
-                parameters.push(time);
-                conditions.push(format!("occurred_at {operator} ${}", parameters.len()));
-            }
-        }
-        // One row past the page tells whether there is more. The number stands in the text, because the
-        // planner has to know how few rows are wanted; a power of two, so that there are few texts.
-        let rows = (query.limit + 1).next_power_of_two();
-        let max_bytes = i64::try_from(query.max_bytes).unwrap_or(i64::MAX);
-        parameters.push(&max_bytes);
-        let bytes_place = parameters.len();
-        // The length of a body is known without reading it. Those past the budget are not sent: a result
-        // that is given up half-way would still be sent to its end.
-        let sql = format!(
-            "SELECT seq, received_at, occurred_at, source, zone_id, user_id, status, camera_id, user_name, \
-             CASE WHEN bytes <= ${bytes_place} OR bytes = octet_length(body) THEN body END FROM (\
-             SELECT *, sum(octet_length(body)) OVER (ORDER BY seq {order} ROWS UNBOUNDED PRECEDING) AS bytes \
-             FROM (SELECT * FROM alert WHERE {} ORDER BY seq {order} LIMIT {rows}) AS page) AS measured \
-             ORDER BY seq {order}",
-            conditions.join(" AND "),
-        );
+        let (sql, parameters) = selection(query);
+        let parameters: Vec<&(dyn ToSql + Sync)> = parameters.iter().map(|one| one as &(dyn ToSql + Sync)).collect();
         let (sql, parameters, limit) = (&sql, &parameters, query.limit as usize);
         self.pool
             .run("list_alerts", move |mut lease| async move {
@@ -197,8 +150,101 @@ impl AlertLog for PostgresAlertLog {
     }
 }
 
+/// The statement for a page and its parameters.
+fn selection(query: &AlertQuery) -> (String, Vec<Parameter<'_>>) {
+    let mut parameters = Vec::new();
+    let mut conditions = Vec::new();
+    let (bound, order) = match query.direction {
+        Direction::After(after) => (after, "ASC"),
+        Direction::Before(before) => (before, "DESC"),
+    };
+    parameters.push(Parameter::Number(bound));
+    let filter = &query.filter;
+    let fields = [
+        ("zone_id", &filter.zone_ids),
+        ("user_id", &filter.user_ids),
+        ("status", &filter.statuses),
+        ("camera_id", &filter.camera_ids),
+    ];
+    for (column, values) in fields {
+        match values.as_slice() {
+            [] => {}
+            // One value reads its index in the order of seq; the planner knows that of `=` only.
+            [value] => {
+                parameters.push(Parameter::Text(value));
+                conditions.push(format!("{column} = ${}", parameters.len()));
+            }
+            _ => {
+                parameters.push(Parameter::Texts(values));
+                conditions.push(format!("{column} = ANY (${})", parameters.len()));
+            }
+        }
+    }
+    let mut spans = Vec::new();
+    for (time, operator, of_span) in [(query.from, ">=", "latest"), (query.to, "<", "earliest")] {
+        if let Some(time) = time {
+            parameters.push(Parameter::Time(Time(time)));
+            conditions.push(format!("occurred_at {operator} ${}", parameters.len()));
+            spans.push(format!("{of_span} {operator} ${}", parameters.len()));
+        }
+    }
+    // A window of time begins and ends with the spans of the log that have a part in it.
+    let spans = spans.join(" AND ");
+    let first = format!("coalesce((SELECT min(number) << 12 FROM alert_span WHERE {spans}), {})", i64::MAX);
+    let behind = format!("coalesce((SELECT (max(number) + 1) << 12 FROM alert_span WHERE {spans}), 0)");
+    conditions.push(match (order, spans.is_empty()) {
+        ("ASC", true) => "seq > $1".to_owned(),
+        (_, true) => "seq < $1".to_owned(),
+        ("ASC", false) => format!("seq > greatest($1, {first} - 1) AND seq < {behind}"),
+        (_, false) => format!("seq < least($1, {behind}) AND seq >= {first}"),
+    });
+    // One row past the page tells whether there is more. The number stands in the text, because the
+    // planner has to know how few rows are wanted; a power of two, so that there are few texts.
+    let rows = (query.limit + 1).next_power_of_two();
+    let max_bytes = i64::try_from(query.max_bytes).unwrap_or(i64::MAX);
+    parameters.push(Parameter::Number(max_bytes));
+    let bytes_place = parameters.len();
+    // The length of a body is known without reading it. Those past the budget are not sent: a result
+    // that is given up half-way would still be sent to its end.
+    let sql = format!(
+        "SELECT seq, received_at, occurred_at, source, zone_id, user_id, status, camera_id, user_name, \
+         CASE WHEN bytes <= ${bytes_place} OR bytes = octet_length(body) THEN body END FROM (\
+         SELECT *, sum(octet_length(body)) OVER (ORDER BY seq {order} ROWS UNBOUNDED PRECEDING) AS bytes \
+         FROM (SELECT * FROM alert WHERE {} ORDER BY seq {order} LIMIT {rows}) AS page) AS measured \
+         ORDER BY seq {order}",
+        conditions.join(" AND "),
+    );
+    (sql, parameters)
+}
+
+#[derive(Debug)]
+enum Parameter<'a> {
+    Number(i64),
+    Text(&'a String),
+    Texts(&'a Vec<String>),
+    Time(Time),
+}
+
+impl ToSql for Parameter<'_> {
+    fn to_sql(&self, kind: &Type, buffer: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        match self {
+            Self::Number(number) => number.to_sql_checked(kind, buffer),
+            Self::Text(text) => text.to_sql_checked(kind, buffer),
+            Self::Texts(texts) => texts.to_sql_checked(kind, buffer),
+            Self::Time(time) => time.to_sql_checked(kind, buffer),
+        }
+    }
+
+    fn accepts(_: &Type) -> bool {
+        // Each looks at the type itself.
+        true
+    }
+
+    to_sql_checked!();
+}
+
 const APPEND: &str = "SELECT seqs, fenced FROM append_alerts($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
-                      $14, $15, $16, $17, $18, $19, $20)";
+                      $14, $15, $16, $17, $18, $19, $20, $21, $22)";
 
 const DEAD_LETTERS: &str =
     r#"SELECT id, received_at, topic, "partition", "offset", reason, size, raw FROM dead_letter"#;
@@ -224,6 +270,9 @@ async fn append(
     let names: Vec<Option<&str>> = alerts.iter().map(|new| new.alert.user_name.as_deref()).collect();
     let events: Vec<Option<&str>> = alerts.iter().map(|new| new.alert.event_id.as_deref()).collect();
 
+    let times = || alerts.iter().filter_map(|new| new.alert.occurred_at);
+    let (first_time, last_time) = (times().min().map(Time), times().max().map(Time));
+
     let letters = &batch.dead_letters;
     let letter_topics: Vec<&str> = letters.iter().map(|letter| &*letter.topic).collect();
     let letter_partitions: Vec<i32> = letters.iter().map(|letter| letter.partition).collect();
@@ -239,7 +288,7 @@ async fn append(
     let expected: Vec<Option<i64>> = advances.iter().map(|advance| advance.expected_next).collect();
     let next: Vec<i64> = advances.iter().map(|advance| advance.next).collect();
 
-    let parameters: [&(dyn ToSql + Sync); 20] = [
+    let parameters: [&(dyn ToSql + Sync); 22] = [
         &bodies,
         &occurred,
         &sources,
@@ -249,6 +298,8 @@ async fn append(
         &cameras,
         &names,
         &events,
+        &first_time,
+        &last_time,
         &letter_topics,
         &letter_partitions,
         &letter_offsets,
@@ -296,4 +347,74 @@ fn dead_letter(row: &Row) -> Result<DeadLetter, tokio_postgres::Error> {
         size: u64::try_from(row.try_get::<_, i64>(6)?).unwrap_or(0),
         raw: row.try_get::<_, Vec<u8>>(7)?.into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::alerts::types::AlertFilter;
+    use crate::time::Timestamp;
+
+    const ROWS: i64 = 40_000;
+
+    /// In temporary tables, which end with the connection. `None`: there is no server for tests.
+    async fn filled() -> Option<tokio_postgres::Client> {
+        let url = match std::env::var("TEST_POSTGRES_URL") {
+            Ok(url) => url,
+            Err(_) if std::env::var("REQUIRE_BACKENDS").is_ok_and(|names| names.contains("postgres")) => {
+                panic!("TEST_POSTGRES_URL is not set")
+            }
+            Err(_) => return None,
+        };
+        let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.expect("connected");
+        tokio::spawn(connection);
+        let schema = include_str!("../../../migrations/postgres/V3__alerts.sql");
+        client.batch_execute(&format!("SET search_path = pg_temp; {schema}")).await.expect("the schema is SQL");
+        let fill = format!(
+            "INSERT INTO alert (seq, occurred_at, source, zone_id, user_id, status, camera_id, body)
+             SELECT n, to_timestamp(n), 'http', n % 8, n % 1000, n % 3, n % 16, '{{}}' FROM generate_series(1, {ROWS}) n;
+             INSERT INTO alert_span SELECT seq >> 12, min(occurred_at), max(occurred_at) FROM alert GROUP BY 1;
+             ANALYZE alert; ANALYZE alert_span"
+        );
+        client.batch_execute(&fill).await.expect("filled");
+        Some(client)
+    }
+
+    #[tokio::test]
+    async fn a_page_reads_a_page_of_the_log() {
+        let Some(client) = filled().await else { return };
+        let one = |value: &str| vec![value.to_owned()];
+        let filters = [
+            AlertFilter::default(),
+            AlertFilter { zone_ids: one("3"), ..AlertFilter::default() },
+            AlertFilter { user_ids: one("17"), ..AlertFilter::default() },
+            AlertFilter { statuses: one("1"), ..AlertFilter::default() },
+            AlertFilter { camera_ids: one("5"), ..AlertFilter::default() },
+        ];
+        let second = |second: i64| Some(Timestamp::from_micros(second * 1_000_000));
+        let windows = [(None, None), (second(20_000), None), (None, second(20_000)), (second(20_000), second(36_000))];
+        for filter in filters {
+            for (from, to) in windows {
+                for direction in [Direction::After(0), Direction::Before(i64::MAX)] {
+                    let query =
+                        AlertQuery { direction, limit: 10, max_bytes: 1 << 20, filter: filter.clone(), from, to };
+                    let (sql, parameters) = selection(&query);
+                    let parameters: Vec<_> = parameters.iter().map(|one| one as &(dyn ToSql + Sync)).collect();
+                    let explain = format!("EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, COSTS OFF) {sql}");
+                    let lines = client.query(&explain, &parameters).await.expect("a plan");
+                    let plan: Vec<String> = lines.iter().map(|line| line.get(0)).collect();
+                    let plan = plan.join("\n");
+                    assert!(!plan.contains("Seq Scan on alert\n") && !plan.contains("Sort Key"), "{query:?}\n{plan}");
+                    // The log has 400 pages; one span's rows are read in vain at most.
+                    let touched = plan.lines().find(|line| line.contains("Buffers:")).expect("buffers");
+                    let pages: i64 = touched
+                        .split_whitespace()
+                        .filter_map(|word| word.split_once('=').filter(|(name, _)| ["hit", "read"].contains(name)))
+                        .map(|(_, count)| count.parse::<i64>().expect("a number"))
+                        .sum();
+                    assert!(pages < 120, "{pages} pages: {query:?}\n{plan}");
+                }
+            }
+        }
+    }
 }

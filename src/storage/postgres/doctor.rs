@@ -17,7 +17,7 @@ const SUBJECT: &str = "database";
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 const OLDEST_VERSION: i32 = 130_000;
 
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     "user",
     "working_zone",
     "user_zone_association",
@@ -25,6 +25,7 @@ const TABLES: [&str; 9] = [
     "directory_epoch",
     "alert",
     "alert_log",
+    "alert_span",
     "kafka_offset",
     "dead_letter",
 ];

@@ -20,6 +20,7 @@ use unified_backend::alerts::types::{
 };
 use unified_backend::alerts::{AlertLog, AppendError, Doorbell};
 use unified_backend::config::Config;
+use unified_backend::http;
 use unified_backend::lifecycle::Lifecycle;
 use unified_backend::push::Push;
 use unified_backend::store_error::StoreError;
@@ -241,13 +242,15 @@ struct Shown {
 }
 
 impl Shown {
-    async fn start(log: Arc<dyn AlertLog>) -> Self {
+    async fn start(app: &TestApp, log: Arc<dyn AlertLog>) -> Self {
         let config = Config::from_settings(&[]).expect("valid");
         let (lifecycle, metrics) = (Lifecycle::new(), Arc::new(Metrics::new().expect("metrics")));
-        let push = Push::start(log, Doorbell::default(), &config.alerts, &config.api, &lifecycle, metrics);
+        let push = Push::start(log, Doorbell::default(), &config.alerts, &config.api, &lifecycle, metrics.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("ws://{}/ws/alerts?envelope=true&after=0", listener.local_addr().expect("bound"));
-        let serving = axum::serve(listener, push.router()).into_future();
+        let directory = app.state.directory.clone();
+        let surface = http::Surface::new(push.router(), directory, &config.api, metrics.clone()).expect("a surface");
+        let serving = http::serve(listener, surface, config.api, lifecycle.clone(), metrics);
         tokio::spawn(lifecycle.aborting().clone().run_until_cancelled_owned(serving));
         let (socket, _) = tokio_tungstenite::connect_async(url).await.expect("the WebSocket opens");
         Self { lifecycle, socket, seen: Vec::new() }
@@ -257,7 +260,7 @@ impl Shown {
     async fn watch_until(&mut self, last: i64) {
         while self.seen.last().is_none_or(|line| line.seq != last) {
             let next = tokio::time::timeout(PATIENCE, self.socket.next()).await.expect("it comes in time");
-            if let Some(Ok(Message::Text(text))) = next {
+            if let Message::Text(text) = next.expect("the socket is open").expect("it works") {
                 let shown: Value = serde_json::from_str(&text).expect("JSON");
                 self.seen.push(line(shown["seq"].as_i64().expect("a number"), &shown["alert"]));
             }
@@ -281,7 +284,7 @@ async fn joining_the_live_feed_before_the_replay_is_over_is_caught() {
     store(0..2_000).await;
     for (plant, end) in [(Plant::Nothing, 2_001), (Plant::ShortPages, 2_002)] {
         let is_planted = matches!(plant, Plant::ShortPages);
-        let mut shown = Shown::start(Planted::new(&app.state.log, plant)).await;
+        let mut shown = Shown::start(&app, Planted::new(&app.state.log, plant)).await;
         shown.watch_until(100).await;
         store(end - 1..end).await;
         shown.watch_until(end).await;
@@ -303,7 +306,7 @@ async fn following_a_sequence_is_caught() {
         format!("INSERT INTO planted_alert (body) VALUES ('{text}')")
     };
     let log = Planted::new(&app.state.log, Plant::SequenceCursor(postgres.connect().await));
-    let mut shown = Shown::start(log).await;
+    let mut shown = Shown::start(&app, log).await;
     // Two append at the same time; the first that has a number is the last that commits.
     let transaction = slow.transaction().await.expect("a transaction");
     transaction.batch_execute(&insert(0)).await.expect("inserted");

@@ -1,6 +1,6 @@
 //! More sockets at the same number of deliveries a second: memory, delay, CPU.
 
-use super::super::fanout::{Fanout, Shape, play};
+use super::super::fanout::{Fanout, Load, play};
 use crate::Bench;
 use crate::report::short;
 
@@ -15,11 +15,11 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     for sockets in SOCKETS.into_iter().filter(|sockets| !quick || *sockets <= 1_000) {
         bench.report.doing(format!("growth: {sockets} sockets"));
         let per_second = DELIVERIES_PER_SECOND / sockets;
-        let shape = Shape { sockets, per_second, batch: (per_second / 100).max(1) };
+        let load = Load { sockets, alerts_per_second: per_second, batch: (per_second / 100).max(1) };
         let ours = bench.service(&[("DATABASE_URL", &database.url)]).await?;
         let count = bench.scaled(SECONDS, 1) * per_second;
         let Fanout { lost, p50_ms, p99_ms, cpu_micros, kilobytes_per_socket, .. } =
-            play(&ours, &shape, first, count).await?;
+            play(&ours, load, first, count).await?;
         first += count;
         bench.report.figure(&format!("growth.sockets.{sockets}.p99"), p99_ms, "ms");
         bench.report.figure(&format!("growth.sockets.{sockets}.memory"), kilobytes_per_socket, "kB/connection");
