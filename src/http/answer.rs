@@ -1,12 +1,14 @@
 //! Answers whose bytes are at hand. Knows neither routes nor features.
 
+use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, Response, header};
-use hyper::body::{Frame, SizeHint};
+use bytes::Buf;
+use hyper::body::{Body as _, Frame, SizeHint};
 use serde::Serialize;
 
 use super::error::ApiError;
@@ -45,10 +47,87 @@ impl Pieces {
         }
     }
 
+    /// All that is left at once, for a socket that takes lists.
+    fn take_rest(&mut self) -> Option<Rest> {
+        let rest = std::mem::replace(self, Self::One(Bytes::new()));
+        let rest = match rest {
+            Self::One(bytes) => Rest::One(bytes),
+            Self::Many { pieces, next, bytes_left } => Rest::Many { pieces, next, offset: 0, bytes_left },
+        };
+        rest.has_remaining().then_some(rest)
+    }
+
     fn bytes_left(&self) -> u64 {
         match self {
             Self::One(bytes) => bytes.len() as u64,
             Self::Many { bytes_left, .. } => *bytes_left,
+        }
+    }
+}
+
+/// What is left of pieces, as the HTTP library hands it to the socket: many pieces in one write.
+pub enum Rest {
+    One(Bytes),
+    Many { pieces: Arc<[Bytes]>, next: usize, offset: usize, bytes_left: u64 },
+}
+
+impl Buf for Rest {
+    fn remaining(&self) -> usize {
+        match self {
+            Self::One(bytes) => bytes.len(),
+            Self::Many { bytes_left, .. } => usize::try_from(*bytes_left).unwrap_or(usize::MAX),
+        }
+    }
+
+    fn chunk(&self) -> &[u8] {
+        match self {
+            Self::One(bytes) => bytes,
+            Self::Many { pieces, next, offset, .. } => pieces.get(*next).map_or(&[], |piece| &piece[*offset..]),
+        }
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let rest = match self {
+            Self::One(_) => &[],
+            Self::Many { pieces, next, .. } => pieces.get(next + 1..).unwrap_or_default(),
+        };
+        let rest = rest.iter().map(|piece| &piece[..]);
+        let pieces = std::iter::once(self.chunk()).chain(rest).filter(|piece| !piece.is_empty());
+        let mut filled = 0;
+        for (slice, piece) in slices.iter_mut().zip(pieces) {
+            *slice = IoSlice::new(piece);
+            filled += 1;
+        }
+        filled
+    }
+
+    fn advance(&mut self, mut bytes: usize) {
+        match self {
+            Self::One(rest) => rest.advance(bytes),
+            Self::Many { pieces, next, offset, bytes_left } => {
+                *bytes_left = bytes_left.saturating_sub(bytes as u64);
+                while let Some(piece) = pieces.get(*next) {
+                    let left = piece.len() - *offset;
+                    if bytes < left {
+                        *offset += bytes;
+                        return;
+                    }
+                    bytes -= left;
+                    (*next, *offset) = (*next + 1, 0);
+                }
+            }
+        }
+    }
+}
+
+impl AnswerBody {
+    /// As [`hyper::body::Body::poll_frame`], but all that is ready comes as one.
+    pub fn poll_rest(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Rest>, axum::Error>>> {
+        match self {
+            Self::Ready(pieces) => Poll::Ready(pieces.take_rest().map(|rest| Ok(Frame::data(rest)))),
+            Self::Made(body) => {
+                Pin::new(body).poll_frame(context).map(|frame| Some(frame?.map(|frame| frame.map_data(Rest::One))))
+            }
         }
     }
 }
@@ -99,7 +178,7 @@ impl hyper::body::Body for AnswerBody {
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
-    use hyper::body::Body as _;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -114,6 +193,33 @@ mod tests {
             assert!(body.frame().await.is_some());
         }
         assert!(body.is_end_stream() && body.frame().await.is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_socket_takes_in_any_portions_is_the_whole(
+            texts in prop::collection::vec("[a-z]{0,9}", 0..20), portions in prop::collection::vec(1_usize..30, 200),
+        ) {
+            let pieces: Arc<[Bytes]> = texts.iter().cloned().map(Bytes::from).collect();
+            let bytes = texts.iter().map(|text| text.len() as u64).sum();
+            let Some(mut rest) = Pieces::many(pieces, bytes).take_rest() else {
+                prop_assert_eq!(bytes, 0);
+                return Ok(());
+            };
+            let mut sent = Vec::new();
+            for portion in portions {
+                let mut slices = [IoSlice::new(&[]); 4];
+                let filled = rest.chunks_vectored(&mut slices);
+                prop_assert!(filled > 0 || !rest.has_remaining());
+                prop_assert!(slices[..filled].iter().all(|slice| !slice.is_empty()));
+                let offered = slices[..filled].iter().flat_map(|slice| slice.to_vec()).collect::<Vec<u8>>();
+                let taken = portion.min(offered.len());
+                sent.extend_from_slice(&offered[..taken]);
+                rest.advance(taken);
+            }
+            prop_assert!(!rest.has_remaining());
+            prop_assert_eq!(sent, texts.concat().into_bytes());
+        }
     }
 
     #[tokio::test]

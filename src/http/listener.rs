@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::answer::AnswerBody;
+use super::answer::{AnswerBody, Rest};
 use super::error::{Detail, ErrorBody};
 use super::surface::Surface;
 use super::taken::Taken;
@@ -27,10 +27,9 @@ use crate::lifecycle::Lifecycle;
 use crate::telemetry::metrics::Metrics;
 
 const BACKLOG: i32 = 4096;
-/// What the kernel holds that the client has no room for yet; left to itself that grows to megabytes for each,
-/// and nobody could tell for as long whether a client takes anything. What is on its way does not count, so
-/// that a client that takes it is sent as much as its window allows.
-const UNSENT_BYTES: u32 = 256 * 1024;
+/// What the kernel holds for a client that does not take it; left to itself that grows to megabytes for each,
+/// and nobody could tell for as long whether a client takes anything.
+const SEND_BUFFER_BYTES: usize = 256 * 1024;
 /// After a failed accept (no file descriptors, mostly): long enough for some to be given back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a connection that is over may still be read, so that the client is not reset before it has
@@ -45,7 +44,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     // A restarted service takes its port back while old connections linger.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -175,6 +174,7 @@ impl Connection {
         let mut draining = false;
         loop {
             tokio::select! {
+                biased;
                 outcome = &mut serving => {
                     if let Err(error) = outcome {
                         tracing::debug!(%error, "a connection ended early");
@@ -294,14 +294,14 @@ struct WatchedBody {
 }
 
 impl hyper::body::Body for WatchedBody {
-    type Data = axum::body::Bytes;
+    type Data = Rest;
     type Error = axum::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        self.body.poll_rest(context)
     }
 
     fn is_end_stream(&self) -> bool {

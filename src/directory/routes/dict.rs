@@ -115,7 +115,9 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, value: Bytes) {
 
 /// Weak comparison (RFC 9110, section 8.8.3.2) with a list of entity tags or `*`.
 fn matches_etag(list: &str, etag: &str) -> bool {
-    let opaque = |tag: &str| tag.trim().strip_prefix("W/").unwrap_or(tag.trim()).to_owned();
+    fn opaque(tag: &str) -> &str {
+        tag.trim().strip_prefix("W/").unwrap_or(tag.trim())
+    }
     list.trim() == "*" || list.split(',').any(|tag| opaque(tag) == opaque(etag))
 }
 

@@ -27,9 +27,9 @@ use crate::telemetry::metrics::Metrics;
 /// Validations under way at once; on a far database more would only queue up there.
 const MAX_FLIGHTS: usize = 16;
 /// A new validation begins at most this often while another one is under way.
-const MIN_PACE: Duration = Duration::from_millis(1);
+const MIN_PACE: Duration = Duration::from_micros(1500);
 /// ... or every such part of a round trip, which is what a reader waits on top of its own.
-const PACE_DIVISOR: u32 = 24;
+const PACE_DIVISOR: u32 = 32;
 /// How often a snapshot takes over a moved cursor although its content did not change: tokens of
 /// clients stay young enough for the log, entity tags and followers are left alone.
 const CURSOR_REFRESH: Duration = Duration::from_secs(30);

@@ -170,11 +170,11 @@ async fn readers_of_a_far_database_share_its_round_trips_and_do_not_wait_for_two
     world.read().await;
     world.count_validations();
     let begin = now();
-    // A hundred readers in four milliseconds: the first begins a validation, the others come too late for it.
+    // A hundred readers in three milliseconds: the first begins a validation, the others come too late for it.
     let readers = (0..100_u64).map(|number| {
         let barrier = world.barrier.clone();
         async move {
-            tokio::time::sleep(Duration::from_micros(number * 40)).await;
+            tokio::time::sleep(Duration::from_micros(number * 30)).await;
             let came = now();
             barrier.read().await.expect("an answer");
             now() - came
@@ -183,7 +183,7 @@ async fn readers_of_a_far_database_share_its_round_trips_and_do_not_wait_for_two
     let waits = futures_util::future::join_all(readers).await;
     let longest = waits.iter().max().expect("a hundred");
     // One round trip and the pace of a part of it; two would be a hundred milliseconds.
-    assert!(*longest <= ROUND_TRIP + ROUND_TRIP / 24 + Duration::from_millis(2), "{longest:?}");
+    assert!(*longest <= ROUND_TRIP + ROUND_TRIP / 32 + Duration::from_millis(2), "{longest:?}");
     assert!(now() - begin <= Duration::from_millis(60));
     assert!(world.count_validations() <= 3);
 }
