@@ -184,7 +184,8 @@ impl Driver {
                 || (flights.is_empty() && next_poll.is_some_and(|at| at <= moment));
             let free_at = last_begun.filter(|_| !flights.is_empty()).map(|begun| begun + pace);
             let room = flights.len() < MAX_FLIGHTS;
-            if due && room && free_at.is_none_or(|at| at <= moment) {
+            let is_second_half = flights.len() == 1 && self.round_trip < MIN_PACE && self.shared.rounds.is_half_full();
+            if due && room && (is_second_half || free_at.is_none_or(|at| at <= moment)) {
                 self.shared.nudged.store(false, Ordering::SeqCst);
                 covered = self.shared.rounds.take();
                 last_begun = Some(moment);

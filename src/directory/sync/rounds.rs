@@ -12,6 +12,9 @@ use tokio::sync::SetOnce;
 use super::super::View;
 use crate::store_error::StoreError;
 
+/// So few readers are not worth a validation of their own while another is under way.
+const LEAST_HALF: usize = 8;
+
 /// What a round of readers is told.
 pub type Answer = Result<View, StoreError>;
 
@@ -41,25 +44,57 @@ struct State {
     collecting: Arc<Round>,
     /// When its first reader came; `None` while it has none.
     wanted_since: Option<Instant>,
-    /// Taken by the driver and not answered yet, oldest first, with the arrival of the first reader.
-    taken: VecDeque<(Instant, Arc<Round>)>,
+    /// How many readers it has.
+    readers: usize,
+    /// Taken by the driver and not answered yet, oldest first.
+    taken: VecDeque<Taken>,
+    /// How many readers wait when a validation comes back, smoothed, in sixteenths.
+    usual_readers: usize,
     /// The collecting round is answered already, and no other follows.
     is_closed: bool,
+}
+
+struct Taken {
+    /// When its first reader came.
+    since: Instant,
+    readers: usize,
+    round: Arc<Round>,
+}
+
+impl State {
+    /// Half of those who usually wait. Readers who ask again as soon as they are answered gather in one round;
+    /// cut in two, one half is validated while the other is answered.
+    fn half(&self) -> usize {
+        (self.usual_readers / 16 / 2).max(LEAST_HALF)
+    }
 }
 
 impl Rounds {
     /// `patience`: how long a reader waits at most.
     pub fn new(patience: Duration) -> Self {
-        let state = State { collecting: Round::new(1), wanted_since: None, taken: VecDeque::new(), is_closed: false };
+        let state = State {
+            collecting: Round::new(1),
+            wanted_since: None,
+            readers: 0,
+            taken: VecDeque::new(),
+            usual_readers: 0,
+            is_closed: false,
+        };
         Self { patience, state: Mutex::new(state) }
     }
 
     /// The round to wait for, and whether its driver has to be woken.
     pub fn join(&self, now: Instant) -> (Arc<Round>, bool) {
         let mut state = self.state.lock();
-        let first = state.wanted_since.is_none();
         state.wanted_since.get_or_insert(now);
-        (state.collecting.clone(), first)
+        state.readers += 1;
+        (state.collecting.clone(), state.readers == 1 || state.readers == state.half())
+    }
+
+    /// Whether half of those who usually wait have come.
+    pub fn is_half_full(&self) -> bool {
+        let state = self.state.lock();
+        state.readers >= state.half()
     }
 
     /// Closes the collecting round, whether or not it has readers; all that arrived so far are in the
@@ -69,8 +104,9 @@ impl Rounds {
         let next = Round::new(state.collecting.number + 1);
         let round = std::mem::replace(&mut state.collecting, next);
         let number = round.number;
+        let readers = std::mem::take(&mut state.readers);
         if let Some(since) = state.wanted_since.take() {
-            state.taken.push_back((since, round));
+            state.taken.push_back(Taken { since, readers, round });
         }
         number
     }
@@ -78,20 +114,25 @@ impl Rounds {
     /// Whether someone waits whom no validation through round `covered` will answer.
     pub fn has_uncovered(&self, covered: u64) -> bool {
         let state = self.state.lock();
-        state.wanted_since.is_some() || state.taken.back().is_some_and(|(_, round)| round.number > covered)
+        state.wanted_since.is_some() || state.taken.back().is_some_and(|taken| taken.round.number > covered)
     }
 
     /// Answers every waiting round through `number`.
     pub fn answer_through(&self, number: u64, answer: impl Fn() -> Answer) {
+        {
+            let mut state = self.state.lock();
+            let waiting = state.readers + state.taken.iter().map(|taken| taken.readers).sum::<usize>();
+            state.usual_readers = state.usual_readers - state.usual_readers / 16 + waiting;
+        }
         loop {
             let round = {
                 let mut state = self.state.lock();
                 match state.taken.front() {
-                    Some((_, round)) if round.number <= number => state.taken.pop_front(),
+                    Some(taken) if taken.round.number <= number => state.taken.pop_front(),
                     _ => None,
                 }
             };
-            let Some((_, round)) = round else { return };
+            let Some(Taken { round, .. }) = round else { return };
             round.tell(answer());
         }
     }
@@ -100,7 +141,7 @@ impl Rounds {
     /// the outage has lasted plus the patience, so a long outage is answered at once.
     pub fn next_deadline(&self, outage_since: Option<Instant>) -> Option<Instant> {
         let state = self.state.lock();
-        let first = state.taken.front().map(|(since, _)| *since).or(state.wanted_since)?;
+        let first = state.taken.front().map(|taken| taken.since).or(state.wanted_since)?;
         Some(self.deadline(first, outage_since))
     }
 
@@ -109,11 +150,12 @@ impl Rounds {
         let mut overdue = Vec::new();
         {
             let mut state = self.state.lock();
-            while state.taken.front().is_some_and(|(since, _)| self.deadline(*since, outage_since) <= now) {
-                overdue.extend(state.taken.pop_front().map(|(_, round)| round));
+            while state.taken.front().is_some_and(|taken| self.deadline(taken.since, outage_since) <= now) {
+                overdue.extend(state.taken.pop_front().map(|taken| taken.round));
             }
             if state.wanted_since.is_some_and(|since| self.deadline(since, outage_since) <= now) {
                 state.wanted_since = None;
+                state.readers = 0;
                 let next = Round::new(state.collecting.number + 1);
                 overdue.push(std::mem::replace(&mut state.collecting, next));
             }
@@ -174,6 +216,22 @@ mod tests {
         rounds.answer_through(number, refusal);
         assert!(is_answered(&early) && !is_answered(&late));
         assert!(rounds.has_uncovered(number));
+    }
+
+    #[test]
+    fn half_of_those_who_usually_wait_wake_the_driver_again() {
+        let rounds = Rounds::new(Duration::from_secs(2));
+        let now = Instant::now();
+        for _ in 0..100 {
+            let woken: Vec<usize> = (1..=64).filter(|_| rounds.join(now).1).collect();
+            assert_eq!(woken[0], 1);
+            rounds.answer_through(rounds.take(), refusal);
+        }
+        let woken: Vec<usize> = (1..=64).filter(|_| rounds.join(now).1).collect();
+        assert!(woken.len() == 2 && (28..=32).contains(&woken[1]), "{woken:?}");
+        assert!(rounds.is_half_full());
+        rounds.take();
+        assert!(!rounds.is_half_full());
     }
 
     #[test]
