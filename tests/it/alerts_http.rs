@@ -10,9 +10,9 @@ use unified_backend::alerts::types::{
     AlertFilter, AlertQuery, AppendBatch, DEAD_LETTER_BYTES, Direction, NewDeadLetter,
 };
 
-use crate::on_both_engines;
-use crate::support::app::{Answer, TestApp};
+use crate::support::app::{Answer, TestApp, eventually};
 use crate::support::backends::Database;
+use crate::{on_both_engines, require_backend};
 
 on_both_engines!(
     one_alert_or_an_array_is_stored,
@@ -54,6 +54,41 @@ fn seqs(page: &Value) -> Vec<i64> {
 
 async fn list(app: &TestApp, query: &str) -> Value {
     app.get(&format!("/alerts{query}")).await.expect(200)
+}
+
+/// Statements are planned while the log is new and empty, and go on being carried out as it fills.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_planned_for_an_empty_log_reads_a_full_one_by_its_indexes() {
+    let database = require_backend!(Database::postgres().await);
+    let Database::Postgres(postgres) = &database else { panic!("asked for PostgreSQL") };
+    let client = postgres.connect().await;
+    let app = TestApp::start_ready(&database, &[("DATABASE_POOL_SIZE", "1")]).await;
+    let batch = |number: usize| -> String {
+        let alerts = (0..1000).map(|index| format!(r#"{{"event_id":"{number}-{index}","zone_id":"Z"}}"#));
+        format!("[{}]", alerts.collect::<Vec<_>>().join(","))
+    };
+    // PostgreSQL plans the first five anew, and then may keep a plan.
+    for _ in 0..10 {
+        list(&app, "?after=0&limit=1000").await;
+        send(&app, r#"{"event_id":"first"}"#).await.expect(200);
+    }
+    for number in 0..20 {
+        send(&app, batch(number)).await.expect(200);
+    }
+    let counts = async || {
+        let sql = "SELECT seq_tup_read, coalesce(idx_scan, 0) FROM pg_stat_user_tables WHERE relname = 'alert'";
+        let row = client.query_one(sql, &[]).await.expect("statistics");
+        (row.get::<_, i64>(0), row.get::<_, i64>(1))
+    };
+    let (_, found_before) = counts().await;
+    eventually("reads by an index are counted", async || {
+        list(&app, "?after=19000&limit=1000").await;
+        send(&app, r#"{"event_id":"first"}"#).await.expect(200);
+        counts().await.1 >= found_before + 10
+    })
+    .await;
+    let (read, _) = counts().await;
+    assert!(read < 20_000, "{read} rows of the log were read one after the other");
 }
 
 async fn one_alert_or_an_array_is_stored(database: Database) {

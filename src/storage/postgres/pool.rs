@@ -42,6 +42,10 @@ impl From<StoreError> for WorkError {
     }
 }
 
+/// A plan that was made while a table was empty reads all of it, and is kept until the server's own statistics
+/// come, a minute later or more. Whatever a unit of work looks for has an index.
+const SESSION: &str = "-c enable_seqscan=off";
+
 impl Pool {
     pub fn new(
         endpoint: &Endpoint,
@@ -51,7 +55,8 @@ impl Pool {
         metrics: Arc<Metrics>,
     ) -> Result<Self, StoreError> {
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = Manager::from_config(endpoint.config.clone(), endpoint.tls.clone(), recycling);
+        let endpoint = endpoint.with_options(SESSION);
+        let manager = Manager::from_config(endpoint.config, endpoint.tls, recycling);
         let connections = Connections::builder(manager)
             .max_size(size)
             .queue_mode(deadpool_postgres::QueueMode::Lifo)
