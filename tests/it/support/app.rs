@@ -12,7 +12,7 @@ use unified_backend::config::Config;
 use super::backends::Database;
 
 /// How long a test waits for something that must happen before it calls it missing.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct TestApp {
     pub state: AppState,
