@@ -5,8 +5,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{RawQuery, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
 use axum::routing::{get, post};
 use base64::Engine;
 use serde::de::IgnoredAny;
@@ -19,6 +18,7 @@ use super::types::{
     AlertFilter, AlertPage, AlertQuery, AppendBatch, DeadLetter, Direction, NewAlert, Source, StoredAlert,
 };
 use super::{AlertLog, AppendError, Ingest};
+use crate::http::answer::{Answer, to_json};
 use crate::http::error::{ApiError, Fault};
 use crate::http::extract::{PathTexts, Query, not_found, parse_json};
 use crate::time::Timestamp;
@@ -79,7 +79,7 @@ struct Shown<'a> {
     alert: &'a RawValue,
 }
 
-async fn list_alerts(State(alerts): State<Alerts>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
+async fn list_alerts(State(alerts): State<Alerts>, RawQuery(query): RawQuery) -> Result<Answer, ApiError> {
     #[derive(Serialize)]
     struct Page<'a> {
         alerts: Vec<Shown<'a>>,
@@ -114,7 +114,7 @@ async fn list_alerts(State(alerts): State<Alerts>, RawQuery(query): RawQuery) ->
     }
     let next = found.last().filter(|_| is_cut).map(|alert| alert.seq);
     let shown = found.iter().map(shown).collect::<Result<Vec<_>, _>>()?;
-    json_response(&Page { alerts: shown, next })
+    to_json(&Page { alerts: shown, next })
 }
 
 fn shown(alert: &StoredAlert) -> Result<Shown<'_>, ApiError> {
@@ -133,7 +133,7 @@ fn raw(alert: &StoredAlert) -> Result<&RawValue, ApiError> {
     })
 }
 
-async fn list_recent(State(alerts): State<Alerts>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
+async fn list_recent(State(alerts): State<Alerts>, RawQuery(query): RawQuery) -> Result<Answer, ApiError> {
     #[derive(Serialize)]
     struct Recent<'a> {
         count: usize,
@@ -152,10 +152,10 @@ async fn list_recent(State(alerts): State<Alerts>, RawQuery(query): RawQuery) ->
     };
     let found = alerts.log.list_alerts(&newest).await?.alerts;
     let messages = found.iter().rev().map(raw).collect::<Result<Vec<_>, _>>()?;
-    json_response(&Recent { count: messages.len(), messages })
+    to_json(&Recent { count: messages.len(), messages })
 }
 
-async fn accept_alerts(State(alerts): State<Alerts>, body: Bytes) -> Result<Response, ApiError> {
+async fn accept_alerts(State(alerts): State<Alerts>, body: Bytes) -> Result<Answer, ApiError> {
     let items = items_of(&body)?;
     let mut batch = AppendBatch::default();
     let mut rejected = Vec::new();
@@ -171,7 +171,7 @@ async fn accept_alerts(State(alerts): State<Alerts>, body: Bytes) -> Result<Resp
         accepted = appended.seqs.iter().flatten().count();
         duplicates = appended.seqs.len() - accepted;
     }
-    json_response(&json!({ "accepted": accepted, "duplicates": duplicates, "rejected": rejected }))
+    to_json(&json!({ "accepted": accepted, "duplicates": duplicates, "rejected": rejected }))
 }
 
 /// Anything that is not an array is one item.
@@ -223,7 +223,7 @@ fn fault(kind: &'static str, msg: &str) -> Fault {
     Fault { kind, loc: vec!["body".into()], msg: msg.to_owned(), input: serde_json::Value::Null }
 }
 
-async fn list_rejected(State(alerts): State<Alerts>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
+async fn list_rejected(State(alerts): State<Alerts>, RawQuery(query): RawQuery) -> Result<Answer, ApiError> {
     #[derive(Serialize)]
     struct Rejected {
         id: i64,
@@ -260,10 +260,10 @@ async fn list_rejected(State(alerts): State<Alerts>, RawQuery(query): RawQuery) 
         reason: letter.reason,
         size: letter.size,
     });
-    json_response(&Page { rejected: rejected.collect(), next })
+    to_json(&Page { rejected: rejected.collect(), next })
 }
 
-async fn retry_rejected(State(alerts): State<Alerts>, path: PathTexts) -> Result<Response, ApiError> {
+async fn retry_rejected(State(alerts): State<Alerts>, path: PathTexts) -> Result<Answer, ApiError> {
     let id = path.integer(0, "id")?;
     let missing = || not_found("dead_letter_not_found", "Rejected message not found");
     let letter = alerts.log.find_dead_letter(id).await?.ok_or_else(missing)?;
@@ -275,7 +275,7 @@ async fn retry_rejected(State(alerts): State<Alerts>, path: PathTexts) -> Result
         .map_err(|error| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "still_rejected", error.to_string()))?;
     let source = Source::Kafka { topic: letter.topic.into(), partition: letter.partition, offset: letter.offset };
     let seq = alerts.ingest.accept_dead_letter(id, NewAlert { alert, source }).await?.ok_or_else(missing)?;
-    json_response(&json!({ "id": id, "seq": seq }))
+    to_json(&json!({ "id": id, "seq": seq }))
 }
 
 fn append_error(error: AppendError) -> ApiError {
@@ -295,10 +295,4 @@ fn moment(query: &mut Query, name: &'static str, timezone: &jiff::tz::TimeZone) 
         query.faults.push("datetime_parsing", &["query".into(), name.into()], msg, &text.into());
     }
     parsed
-}
-
-fn json_response(value: &impl Serialize) -> Result<Response, ApiError> {
-    let body = serde_json::to_vec(value)
-        .map_err(|error| ApiError::unavailable("service", "not_serializable", error.to_string()))?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
