@@ -47,7 +47,10 @@ impl App {
         let (lifecycle, health) = (Lifecycle::new(), HealthBoard::default());
         let metrics = Arc::new(Metrics::new()?);
         let storage = storage::start(&config.database, &lifecycle, metrics.clone(), health.clone())?;
-        let directory = Directory::start(storage.directory, &config.directory, &lifecycle, metrics.clone());
+        let mut reads = config.directory.clone();
+        // A read has no other deadline than its validation's, so that one bounds it as any request.
+        reads.read_deadline = reads.read_deadline.min(config.api.request_deadline);
+        let directory = Directory::start(storage.directory, &reads, &lifecycle, metrics.clone());
         let doorbell = Doorbell::default();
         let log = storage.alerts;
         let ingest = Ingest::start(

@@ -444,3 +444,15 @@ async fn a_temporary_table_of_the_same_name_swallows_nothing() {
     database.execute(sql).await;
     assert_eq!(app.get("/users-dict").await.expect(200)["1"], "seen");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_waits_no_longer_than_any_request_may() {
+    let settings = [
+        ("DATABASE_URL", "postgres://u@127.0.0.1:1/x"),
+        ("DIRECTORY_READ_DEADLINE_SECONDS", "60"),
+        ("API_REQUEST_DEADLINE_SECONDS", "0.2"),
+    ];
+    let app = TestApp::start(&Database::sqlite(), &settings).await;
+    let answer = tokio::time::timeout(Duration::from_secs(30), app.get("/users")).await.expect("an answer");
+    answer.expect(503);
+}
