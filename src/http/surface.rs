@@ -28,7 +28,7 @@ use crate::telemetry::metrics::Metrics;
 
 const REQUEST_ID: &str = "x-request-id";
 /// A collector wants a span for each request, whatever the level of the log lines, which have the id
-/// themselves. Without one it would be made for nobody, and costs as much as a tenth of a read.
+/// themselves. Without one it would be made for nobody.
 const SPAN_LEVEL: Level = if cfg!(feature = "otlp") { Level::ERROR } else { Level::DEBUG };
 
 /// Cheap to clone.
