@@ -1,10 +1,11 @@
 //! Looks the brokers over for an operator: whether they answer, whether the topics are there, how the
 //! group does. Changes nothing and joins no group.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
 use super::properties::explain;
 use crate::config::KafkaConfig;
@@ -12,6 +13,7 @@ use crate::telemetry::finding::Finding;
 
 const SUBJECT: &str = "kafka";
 const TIMEOUT: Duration = Duration::from_secs(5);
+const BETWEEN_QUESTIONS: Duration = Duration::from_millis(100);
 
 pub async fn examine(config: &KafkaConfig) -> Vec<Finding> {
     let config = config.clone();
@@ -63,11 +65,54 @@ fn look_over(config: &KafkaConfig, findings: &mut Vec<Finding>) -> Result<(), St
             }
         });
     }
-    let groups = consumer.fetch_group_list(Some(&config.group_id), TIMEOUT).map_err(|error| error.to_string())?;
-    let group = groups.groups().iter().find(|group| group.name() == config.group_id);
+    findings.push(judge_group(&consumer, &config.group_id));
+    Ok(())
+}
+
+fn judge_group(consumer: &BaseConsumer, name: &str) -> Finding {
+    let groups = match once_loaded(|| consumer.fetch_group_list(Some(name), TIMEOUT)) {
+        Ok(groups) => groups,
+        Err(error) => {
+            let remedy = "the brokers answer, but not about groups: is the topic __consumer_offsets healthy, and may this user describe the group?";
+            return Finding::failure(SUBJECT, format!("group {name}: {error}"), remedy);
+        }
+    };
+    let group = groups.groups().iter().find(|group| group.name() == name);
     let (state, members) = group.map_or(("not known to the brokers yet", 0), |group| {
         (if group.state().is_empty() { "empty" } else { group.state() }, group.members().len())
     });
-    findings.push(Finding::ok(SUBJECT, format!("group {} is {state}, {members} member(s)", config.group_id)));
-    Ok(())
+    Finding::ok(SUBJECT, format!("group {name} is {state}, {members} member(s)"))
+}
+
+/// Asks until the broker knows its groups: for a moment after it started, and while the very first group
+/// is made, it only says that it loads them.
+fn once_loaded<T>(mut ask: impl FnMut() -> KafkaResult<T>) -> KafkaResult<T> {
+    let begin = Instant::now();
+    loop {
+        match ask() {
+            Err(KafkaError::GroupListFetch(
+                RDKafkaErrorCode::CoordinatorLoadInProgress
+                | RDKafkaErrorCode::CoordinatorNotAvailable
+                | RDKafkaErrorCode::NotCoordinator,
+            )) if begin.elapsed() < TIMEOUT => std::thread::sleep(BETWEEN_QUESTIONS),
+            outcome => return outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_that_loads_its_groups_is_asked_again_and_any_other_error_told() {
+        let refusal = |code| Err(KafkaError::GroupListFetch(code));
+        let mut answers = vec![Ok(7), refusal(RDKafkaErrorCode::CoordinatorLoadInProgress)];
+        assert_eq!(once_loaded(|| answers.pop().expect("no further question")), Ok(7));
+        let mut answers = vec![Ok(7), refusal(RDKafkaErrorCode::GroupAuthorizationFailed)];
+        assert_eq!(
+            once_loaded(|| answers.pop().expect("no further question")),
+            refusal(RDKafkaErrorCode::GroupAuthorizationFailed)
+        );
+    }
 }

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::on_both_engines;
 use crate::support::app::{Answer, eventually};
-use crate::support::backends::{Database, find_kafka, find_redis_url};
+use crate::support::backends::{Database, PATIENT, find_kafka, find_redis_url};
 use crate::support::process::{Ended, Served, run, run_with_input};
 
 fn place() -> TempDir {
@@ -400,7 +400,7 @@ async fn the_doctor_finds_healthy_redis_and_kafka_well() {
     let kafka = crate::require_backend!(find_kafka());
     let directory = place();
     let settings =
-        [("REDIS_URL", redis.as_str()), ("KAFKA_BOOTSTRAP_SERVERS", &kafka), ("KAFKA_TOPIC", "no_such_topic")];
+        [("REDIS_URL", redis.as_str()), PATIENT, ("KAFKA_BOOTSTRAP_SERVERS", &kafka), ("KAFKA_TOPIC", "no_such_topic")];
     let told = run(directory.path(), &settings, &["doctor"]).await.expect(0);
     for line in [
         "ok    redis     Redis ",
@@ -418,7 +418,7 @@ async fn the_cache_is_worked_by_hand() {
     let redis = crate::require_backend!(find_redis_url());
     let directory = place();
     let cache = async |arguments: &[&str]| {
-        run(directory.path(), &[("REDIS_URL", redis.as_str())], &[&["cache"], arguments].concat()).await
+        run(directory.path(), &[("REDIS_URL", redis.as_str()), PATIENT], &[&["cache"], arguments].concat()).await
     };
     assert_eq!(cache(&["get", "greeting"]).await.expect(1), "no key greeting\n");
     cache(&["set", "greeting", "{hello"]).await.expect(2);

@@ -16,13 +16,11 @@ use unified_backend::telemetry::metrics::Metrics;
 
 use crate::require_backend;
 use crate::support::app::{TestApp, eventually};
-use crate::support::backends::{Database, find_redis_url};
+use crate::support::backends::{Database, PATIENT, find_redis_url};
 use crate::support::proxy::{Network, Proxy};
 
 const DICT: &str = "users:dict";
 const MARK: &str = "{users:dict}:at";
-/// Where time is not what a test is about, a busy machine must not fail it.
-const PATIENT: (&str, &str) = ("REDIS_TIMEOUT_MS", "3000");
 
 /// A database and a Redis of the test's own.
 struct Stage {

@@ -6,10 +6,10 @@ use std::process::{Child, Command, Stdio};
 use ::redis::cmd;
 use unified_backend::telemetry::health::{State, name};
 
-use super::{PATIENT, add_user, cache_with, passes_the_selftest, redis_health};
+use super::{add_user, cache_with, passes_the_selftest, redis_health};
 use crate::require_backend;
 use crate::support::app::{TestApp, eventually};
-use crate::support::backends::Database;
+use crate::support::backends::{Database, PATIENT};
 
 /// A server of the test's own, for what must not be done to a shared one. `None`: none is installed.
 struct PrivateRedis {
