@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use futures_util::future::try_join_all;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::Barrier;
+use tokio::sync::{Barrier, oneshot};
 
 /// What an answer may take before the run is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -174,32 +175,46 @@ pub fn percentile<T: Copy + Default>(sorted: &[T], part: f64) -> T {
     sorted.get(index.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
 }
 
-/// How many threads ask; the other cores are the servers'.
-fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, 4))
+/// The cores that the threads which ask keep to, one each; the servers run where they are put. Left to
+/// itself Linux often puts a thread that asks beside the server that answers it, one waking the other for
+/// every request, while the database alone keeps the other core just busy enough that neither is moved there.
+fn cores() -> anyhow::Result<Vec<usize>> {
+    let ours = sched_getaffinity(None)?;
+    let all: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| ours.is_set(*core)).collect();
+    let count = (all.len() / 2).clamp(1, 4);
+    Ok(all[all.len() - count..].to_vec())
 }
 
 /// Runs a load on threads of its own, so that no other task of this process delays it.
 pub async fn run(load: Load) -> anyhow::Result<Measured> {
-    let threads = threads().min(load.connections);
+    let mut cores = cores()?;
+    cores.truncate(load.connections);
+    let threads = cores.len();
     let counter = Arc::new(AtomicU64::new(0));
     // Connecting is no part of what is measured.
     let begin = Arc::new(Barrier::new(load.connections));
-    let parts = (0..threads).map(|thread| {
+    let parts = cores.into_iter().enumerate().map(|(thread, core)| {
         let share = load.connections / threads + usize::from(thread < load.connections % threads);
         let (load, counter, begin) = (load.clone(), counter.clone(), begin.clone());
-        tokio::task::spawn_blocking(move || {
+        let (tell, told) = oneshot::channel();
+        let asking = move || {
+            let mut only = CpuSet::new();
+            only.set(core);
+            sched_setaffinity(None, &only)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
                 let asking = try_join_all((0..share).map(|_| ask(&load, &counter, &begin)));
                 tokio::time::timeout(load.duration + PATIENCE, asking).await.context("the server does not answer")?
             })
-        })
+        };
+        // A thread that keeps to a core is of no use to others. Nobody hears it when the run was given up.
+        std::thread::spawn(move || drop(tell.send(asking())));
+        async { told.await.context("a thread that asks panicked")? }
     });
     let mut latencies = Vec::new();
     let mut seconds = 0_f64;
     for part in try_join_all(parts).await? {
-        for (duration, part) in part? {
+        for (duration, part) in part {
             seconds = seconds.max(duration.as_secs_f64());
             latencies.extend(part);
         }

@@ -27,7 +27,7 @@ const SESSION: &str = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=o
 /// More changed keys than this are loaded together with everything else.
 const MAX_KEYS: i64 = 50_000;
 
-/// A look that takes longer is not worth it: see `Feed::far`. It is tried again with the next session.
+/// Behind an answer that took longer the server counts as far, until one comes sooner: see [`Experience`].
 const FAR: Duration = Duration::from_millis(10);
 
 /// Did any transaction end at all, or is it another server? The cheapest question there is.
@@ -87,10 +87,35 @@ pub struct Feed {
     changes: Statement,
     changed_ids: Statement,
     limit: Duration,
-    /// Whether the last look found that something had moved: then the look is not worth its trip.
+    experience: Experience,
+}
+
+/// Whether to look first, or to ask for the changes at once. A look costs the server a quarter of the other
+/// question, but a second trip when something changed.
+struct Experience {
+    /// The last answer was another than the one before: the next one is likely to be as well.
     moving: AtomicBool,
-    /// Whether the server is so far away that a second trip costs more than any question.
+    /// The last answer took so long that a second trip costs more than any question.
     far: AtomicBool,
+}
+
+impl Experience {
+    fn new() -> Self {
+        Self { moving: AtomicBool::new(true), far: AtomicBool::new(false) }
+    }
+
+    fn is_look_worth_its_trip(&self) -> bool {
+        !self.moving.load(Ordering::Relaxed) && !self.far.load(Ordering::Relaxed)
+    }
+
+    /// Of either question, so that a single slow answer of a near server is soon forgotten.
+    fn record_trip(&self, took: Duration) {
+        self.far.store(took > FAR, Ordering::Relaxed);
+    }
+
+    fn record_change(&self, has_moved: bool) {
+        self.moving.store(has_moved, Ordering::Relaxed);
+    }
 }
 
 impl Feed {
@@ -111,8 +136,7 @@ impl Feed {
             changes,
             changed_ids,
             limit,
-            moving: AtomicBool::new(true),
-            far: AtomicBool::new(false),
+            experience: Experience::new(),
         })
     }
 }
@@ -127,10 +151,10 @@ impl DirectoryFeed for Feed {
 
     async fn changes_since(&self, cursor: &Cursor) -> Result<Progress, StoreError> {
         within(self.limit, "changes_since", async {
-            if !self.moving.load(Ordering::Relaxed) && !self.far.load(Ordering::Relaxed) {
-                let begun_at = Instant::now();
+            if self.experience.is_look_worth_its_trip() {
+                let asked_at = Instant::now();
                 let row = self.client.query_one(&self.look, &[]).await?;
-                self.far.store(begun_at.elapsed() > FAR, Ordering::Relaxed);
+                self.experience.record_trip(asked_at.elapsed());
                 let born: Option<i64> = row.try_get(1)?;
                 if born == Some(cursor.epoch) && is_snapshot(row.try_get(0)?, cursor) {
                     return Ok(Ok(Progress::Unchanged(cursor.clone())));
@@ -138,10 +162,12 @@ impl DirectoryFeed for Feed {
             }
             let xip: Vec<String> = cursor.xip.iter().map(u64::to_string).collect();
             let parameters: [&(dyn ToSql + Sync); 4] = [&cursor.xmax.to_string(), &xip, &cursor.epoch, &MAX_KEYS];
+            let asked_at = Instant::now();
             let rows = self.client.query(&self.changes, &parameters).await?;
+            self.experience.record_trip(asked_at.elapsed());
             let progress = progress_of(&rows, cursor)?;
             if let Ok(Progress::Unchanged(after) | Progress::Changed(Changes { cursor: after, .. })) = &progress {
-                self.moving.store(after != cursor, Ordering::Relaxed);
+                self.experience.record_change(after != cursor);
             }
             Ok(progress)
         })
@@ -308,6 +334,21 @@ async fn within<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_single_slow_answer_makes_a_server_far_no_longer_than_until_the_next() {
+        let experience = Experience::new();
+        assert!(!experience.is_look_worth_its_trip(), "who just came has something to catch up with");
+        experience.record_change(false);
+        assert!(experience.is_look_worth_its_trip());
+        experience.record_trip(FAR * 5);
+        experience.record_change(false);
+        assert!(!experience.is_look_worth_its_trip());
+        experience.record_trip(FAR / 5);
+        assert!(experience.is_look_worth_its_trip());
+        experience.record_change(true);
+        assert!(!experience.is_look_worth_its_trip());
+    }
 
     #[test]
     fn a_snapshot_is_read_as_the_server_writes_it() {
