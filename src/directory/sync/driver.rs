@@ -180,6 +180,12 @@ impl Driver {
                 self.answer_through(landed.take());
                 self.load(feed, "requested", requests).await?;
             }
+            if landed.is_some() {
+                // Many have asked meanwhile whom this thread has not read yet: they join the next round before it
+                // departs, and it departs before the readers of this one have the thread, so that the database
+                // works while they are answered.
+                tokio::task::yield_now().await;
+            }
             let moment = now();
             let pace = MIN_PACE.max(self.round_trip / PACE_DIVISOR);
             let next_poll = self.next_poll(last_begun, moment);
@@ -188,20 +194,21 @@ impl Driver {
             let free_at = last_begun.filter(|_| !flights.is_empty()).map(|begun| begun + pace);
             let room = flights.len() < MAX_FLIGHTS;
             let is_second_half = flights.len() == 1 && self.round_trip < NEAR && self.shared.rounds.is_half_full();
-            if due && room && (is_second_half || free_at.is_none_or(|at| at <= moment)) {
+            let departs = due && room && (is_second_half || free_at.is_none_or(|at| at <= moment));
+            if departs && flights.is_empty() && self.round_trip < NEAR && !self.shared.rounds.is_half_full() {
+                self.answer_through(landed.take());
+                self.gather().await;
+            }
+            if departs {
                 self.shared.nudged.store(false, Ordering::SeqCst);
                 covered = self.shared.rounds.take();
-                last_begun = Some(moment);
-                flights.push_back(self.launch(feed, covered, moment)?);
-                continue;
+                let begun_at = now();
+                last_begun = Some(begun_at);
+                flights.push_back(self.launch(feed, covered, begun_at)?);
             }
-            if landed.is_some() {
-                // The next validation is under way before the readers of this one have the thread, so that the
-                // database works while they are answered.
-                if !flights.is_empty() {
-                    tokio::task::yield_now().await;
-                }
-                self.answer_through(landed.take());
+            self.answer_through(landed.take());
+            if departs {
+                continue;
             }
             let timer =
                 [self.next_deadline(), free_at.filter(|_| due && room), next_poll.filter(|_| flights.is_empty())];
@@ -223,6 +230,20 @@ impl Driver {
                 () = self.shared.wake.notified() => {}
                 () = sleep_until_earliest(&timer) => self.answer_overdue(),
             }
+        }
+    }
+
+    /// Waits for those who are at the door: while every turn of this thread brings another reader, until half of
+    /// the usual ones are there. A round of the few who came first would be one validation more for each lap.
+    async fn gather(&self) {
+        let mut before = self.shared.rounds.count_collecting();
+        while !self.shared.rounds.is_half_full() {
+            tokio::task::yield_now().await;
+            let readers = self.shared.rounds.count_collecting();
+            if readers <= before {
+                return;
+            }
+            before = readers;
         }
     }
 

@@ -97,6 +97,11 @@ impl Rounds {
         state.readers >= state.half()
     }
 
+    /// How many readers the collecting round has.
+    pub fn count_collecting(&self) -> usize {
+        self.state.lock().readers
+    }
+
     /// Closes the collecting round, whether or not it has readers; all that arrived so far are in the
     /// returned round or an earlier one.
     pub fn take(&self) -> u64 {
