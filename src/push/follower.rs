@@ -1,4 +1,6 @@
-//! Reads the log as it grows, once per instance. The doorbell saves waiting; the poll is the truth.
+//! Reads the log as it grows, once per instance. The doorbell saves waiting; the poll is the truth. While nobody
+//! listens it only looks where the log ends: reading back what is appended costs the database a third as much
+//! again as appending it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,15 +51,22 @@ impl Follower {
 
     async fn follow(&self) -> anyhow::Result<()> {
         let mut is_begun = false;
+        // What was appended while nobody listened was not read.
+        let mut is_behind = false;
         let mut is_failing = false;
         let mut backoff = FIRST_BACKOFF;
         let mut looked_at = Instant::now();
         loop {
             let outcome = if !is_begun {
                 self.begin().await
+            } else if !self.hub.is_heard() {
+                is_behind = true;
+                self.look_at_end().await.map(|_| false)
+            } else if is_behind {
+                self.resume().await.inspect(|_| is_behind = false)
             } else if looked_at.elapsed() >= LOOK_INTERVAL {
                 looked_at = Instant::now();
-                self.check_end().await
+                self.look_at_end().await.map(|_| true)
             } else {
                 self.read_on().await
             };
@@ -101,8 +110,14 @@ impl Follower {
         Ok(true)
     }
 
+    /// Somebody listens again. Who comes now is shown the newest, and reads the log itself for what is older.
+    async fn resume(&self) -> Result<bool, StoreError> {
+        let unread = self.look_at_end().await?.saturating_sub(self.hub.last_seq());
+        if unread > i64::from(PAGE) { self.begin().await } else { Ok(true) }
+    }
+
     /// A log that ends before what was read of it was replaced, mostly by an older copy of itself.
-    async fn check_end(&self) -> Result<bool, StoreError> {
+    async fn look_at_end(&self) -> Result<i64, StoreError> {
         let (read, last_seq) = (self.hub.last_seq(), self.log.last_seq().await?);
         if last_seq < read {
             tracing::error!(
@@ -111,9 +126,9 @@ impl Follower {
                 "the alert log ends before what was already read: it was replaced; streams are closed and start over"
             );
             self.hub.replaced_by_one_at(last_seq);
-            self.metrics.alerts_last_seq.set(last_seq);
         }
-        Ok(true)
+        self.metrics.alerts_last_seq.set(last_seq);
+        Ok(last_seq)
     }
 
     /// Whether there may be more right away.

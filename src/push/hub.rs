@@ -121,6 +121,11 @@ impl Hub {
         self.recent.subscribe()
     }
 
+    /// Whether anybody listens.
+    pub fn is_heard(&self) -> bool {
+        self.recent.receiver_count() > 0
+    }
+
     /// The follower knows where the log ends, and its newest alerts, oldest first.
     pub fn begin_at(&self, last_seq: i64, mut newest: Vec<Entry>) {
         // Rows may have been deleted: what is behind the last gap are neighbours.

@@ -37,6 +37,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 pub struct Push {
     log: Arc<dyn AlertLog>,
     hub: Arc<Hub>,
+    doorbell: Doorbell,
     lifecycle: Lifecycle,
     metrics: Arc<Metrics>,
     write_deadline: Duration,
@@ -56,11 +57,12 @@ impl Push {
     ) -> Self {
         let hub = Arc::new(Hub::new());
         let follower =
-            follower::Follower::new(log.clone(), hub.clone(), doorbell, alerts.poll_interval, metrics.clone());
+            follower::Follower::new(log.clone(), hub.clone(), doorbell.clone(), alerts.poll_interval, metrics.clone());
         lifecycle.spawn_service("alert follower", follower.run(lifecycle.closing().clone()));
         Self {
             log,
             hub,
+            doorbell,
             lifecycle: lifecycle.clone(),
             metrics,
             write_deadline: alerts.write_deadline,
@@ -74,7 +76,12 @@ impl Push {
     /// outage of the store only makes it wait: the follower tells of it. Safe to be polled between other
     /// things: what is under way goes on.
     fn stream(&self, session: Session, form: Form) -> impl Stream<Item = Batch> + Send + use<> {
+        let is_first = !self.hub.is_heard();
         let changes = self.hub.subscribe();
+        if is_first {
+            // The follower does not read for nobody.
+            self.doorbell.ring();
+        }
         stream::unfold((self.clone(), session, changes), move |(push, mut session, mut changes)| async move {
             let batch = push.next(&mut session, form, &mut changes).await?;
             Some((batch, (push, session, changes)))
