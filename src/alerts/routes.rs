@@ -21,9 +21,12 @@ use super::{AlertLog, AppendError, Ingest};
 use crate::http::answer::{Answer, to_json};
 use crate::http::error::{ApiError, Fault};
 use crate::http::extract::{PathTexts, Query, not_found, parse_json};
+use crate::store_error::StoreError;
 use crate::time::Timestamp;
 
 const MAX_ITEMS: usize = 1000;
+/// Larger bodies are read beside the runtime's threads.
+const BYTES_READ_INLINE: usize = 64 * 1024;
 /// Bodies of one answer; alerts of ordinary size never get there.
 const PAGE_BYTES: usize = 16 * 1024 * 1024;
 /// Alternatives of one filter.
@@ -156,22 +159,35 @@ async fn list_recent(State(alerts): State<Alerts>, RawQuery(query): RawQuery) ->
 }
 
 async fn accept_alerts(State(alerts): State<Alerts>, body: Bytes) -> Result<Answer, ApiError> {
-    let items = items_of(&body)?;
-    let mut batch = AppendBatch::default();
-    let mut rejected = Vec::new();
-    for (index, item) in items.iter().enumerate() {
-        match decode(&body.slice_ref(item.get().as_bytes()), &alerts.limits) {
-            Ok(alert) => batch.alerts.push(NewAlert { alert, source: Source::Http }),
-            Err(error) => rejected.push(json!({ "index": index, "reason": error.to_string() })),
-        }
-    }
+    let (bytes, limits) = (body.len(), alerts.limits.clone());
+    let understanding = move || understand(&body, &limits);
+    // A body of the largest size takes tens of milliseconds, for which everybody would wait.
+    let (batch, rejected) = if bytes <= BYTES_READ_INLINE {
+        understanding()?
+    } else {
+        let reading = tokio::task::spawn_blocking(understanding).await;
+        reading.map_err(|join| StoreError::unavailable("service", join))??
+    };
     let (mut accepted, mut duplicates) = (0, 0);
     if !batch.alerts.is_empty() {
-        let appended = alerts.ingest.accept_in_time(batch, body.len()).await.map_err(append_error)?;
+        let appended = alerts.ingest.accept_in_time(batch, bytes).await.map_err(append_error)?;
         accepted = appended.seqs.iter().flatten().count();
         duplicates = appended.seqs.len() - accepted;
     }
     to_json(&json!({ "accepted": accepted, "duplicates": duplicates, "rejected": rejected }))
+}
+
+/// The alerts in a body, and why the other items are none.
+fn understand(body: &Bytes, limits: &DecodeLimits) -> Result<(AppendBatch, Vec<serde_json::Value>), ApiError> {
+    let mut batch = AppendBatch::default();
+    let mut rejected = Vec::new();
+    for (index, item) in items_of(body)?.into_iter().enumerate() {
+        match decode(&body.slice_ref(item.get().as_bytes()), limits) {
+            Ok(alert) => batch.alerts.push(NewAlert { alert, source: Source::Http }),
+            Err(error) => rejected.push(json!({ "index": index, "reason": error.to_string() })),
+        }
+    }
+    Ok((batch, rejected))
 }
 
 /// Anything that is not an array is one item.
