@@ -18,6 +18,7 @@ use crate::support::backends::Database;
 on_both_engines!(
     a_client_sees_the_history_and_then_every_alert_as_it_comes,
     a_new_instance_knows_the_newest_alerts_without_a_read_for_each_client,
+    what_nobody_listens_to_is_not_read_back,
     a_client_resumes_where_it_was,
     filters_choose_and_the_envelope_numbers,
     every_instance_shows_every_alert,
@@ -72,6 +73,25 @@ async fn a_new_instance_knows_the_newest_alerts_without_a_read_for_each_client(d
     assert_eq!(behind.next_json().await["zone_id"], "none");
     assert_eq!(replays(&app, "connect"), 1);
     assert!(replays(&app, "behind") >= 1);
+}
+
+async fn what_nobody_listens_to_is_not_read_back(database: Database) {
+    let app = TestApp::start_ready(&database, &[]).await;
+    let reads = || app.state.metrics.store_seconds.with_label_values(&["list_alerts"]).get_sample_count();
+    eventually("the follower has begun", async || reads() == 1).await;
+    post_numbers(&app, 1..1201).await;
+    eventually("the end is seen", async || app.state.metrics.alerts_last_seq.get() == 1200).await;
+    assert_eq!(reads(), 1);
+    // Who comes is shown the newest, read once for all, and then what comes.
+    let (mut one, mut other) = (app.listen("").await, app.listen("").await);
+    for number in 1101..=1200 {
+        assert_eq!(one.next_json().await["number"], number);
+        assert_eq!(other.next_json().await["number"], number);
+    }
+    post_numbers(&app, 1201..1202).await;
+    assert_eq!(one.next_json().await["number"], 1201);
+    assert_eq!(other.next_json().await["number"], 1201);
+    assert_eq!(app.state.metrics.push_replays.with_label_values(&["connect"]).get(), 0);
 }
 
 async fn a_client_resumes_where_it_was(database: Database) {
