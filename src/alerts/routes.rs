@@ -165,8 +165,12 @@ async fn accept_alerts(State(alerts): State<Alerts>, body: Bytes) -> Result<Answ
     let (batch, rejected) = if bytes <= BYTES_READ_INLINE {
         understanding()?
     } else {
-        let reading = tokio::task::spawn_blocking(understanding).await;
-        reading.map_err(|join| StoreError::unavailable("service", join))??
+        match tokio::task::spawn_blocking(understanding).await {
+            Ok(understood) => understood?,
+            // Counted and answered where every request's panic is.
+            Err(join) if join.is_panic() => std::panic::resume_unwind(join.into_panic()),
+            Err(join) => return Err(StoreError::unavailable("service", join).into()),
+        }
     };
     let (mut accepted, mut duplicates) = (0, 0);
     if !batch.alerts.is_empty() {

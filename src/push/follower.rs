@@ -20,6 +20,9 @@ const PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// clients wait already.
 const FIRST_BACKOFF: Duration = Duration::from_millis(10);
 const LAST_BACKOFF: Duration = Duration::from_millis(500);
+/// How long the log is still read after the last session went: clients that lost their connections together come
+/// back, and are served out of memory.
+const LINGER: Duration = Duration::from_secs(30);
 /// How often the end of the log is looked at for its own sake.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -51,22 +54,32 @@ impl Follower {
 
     async fn follow(&self) -> anyhow::Result<()> {
         let mut is_begun = false;
-        // What was appended while nobody listened was not read.
-        let mut is_behind = false;
         let mut is_failing = false;
         let mut backoff = FIRST_BACKOFF;
         let mut looked_at = Instant::now();
+        let mut heard_at: Option<Instant> = None;
+        // What was appended while nobody listened was not read.
+        let mut is_behind = false;
+        // Where the log ended when it was looked at last.
+        let mut end = 0;
         loop {
+            if self.hub.is_heard() {
+                heard_at = Some(Instant::now());
+            }
+            let is_unheard = heard_at.is_none_or(|at| at.elapsed() >= LINGER);
             let outcome = if !is_begun {
                 self.begin().await
-            } else if !self.hub.is_heard() {
+            } else if is_unheard {
                 is_behind = true;
-                self.look_at_end().await.map(|_| false)
+                self.look_at_end(&mut end).await.map(|()| {
+                    self.metrics.alerts_last_seq.set(end);
+                    false
+                })
             } else if is_behind {
-                self.resume().await.inspect(|_| is_behind = false)
+                self.resume(&mut end).await.inspect(|_| is_behind = false)
             } else if looked_at.elapsed() >= LOOK_INTERVAL {
                 looked_at = Instant::now();
-                self.look_at_end().await.map(|_| true)
+                self.look_at_end(&mut end).await.map(|()| true)
             } else {
                 self.read_on().await
             };
@@ -81,9 +94,13 @@ impl Follower {
                         continue;
                     }
                     let published_at = tokio::time::Instant::now();
-                    tokio::select! {
-                        () = self.doorbell.heard() => {}
-                        () = tokio::time::sleep(self.poll_interval) => {}
+                    let poll_at = published_at + self.poll_interval;
+                    loop {
+                        tokio::select! {
+                            // Nobody waits for what a ring tells of, unless somebody came.
+                            () = self.doorbell.heard() => if !is_unheard || self.hub.is_heard() { break },
+                            () = sleep_until(poll_at) => break,
+                        }
                     }
                     sleep_until(published_at + self.hub.pause()).await;
                 }
@@ -111,24 +128,25 @@ impl Follower {
     }
 
     /// Somebody listens again. Who comes now is shown the newest, and reads the log itself for what is older.
-    async fn resume(&self) -> Result<bool, StoreError> {
-        let unread = self.look_at_end().await?.saturating_sub(self.hub.last_seq());
-        if unread > i64::from(PAGE) { self.begin().await } else { Ok(true) }
+    async fn resume(&self, end: &mut i64) -> Result<bool, StoreError> {
+        self.look_at_end(end).await?;
+        if *end > self.hub.last_seq() { self.begin().await } else { Ok(true) }
     }
 
-    /// A log that ends before what was read of it was replaced, mostly by an older copy of itself.
-    async fn look_at_end(&self) -> Result<i64, StoreError> {
-        let (read, last_seq) = (self.hub.last_seq(), self.log.last_seq().await?);
-        if last_seq < read {
+    /// A log that ends before where it ended before was replaced, mostly by an older copy of itself.
+    async fn look_at_end(&self, end: &mut i64) -> Result<(), StoreError> {
+        let (known, last_seq) = (self.hub.last_seq().max(*end), self.log.last_seq().await?);
+        *end = last_seq;
+        if last_seq < known {
             tracing::error!(
-                read,
+                known,
                 last_seq,
-                "the alert log ends before what was already read: it was replaced; streams are closed and start over"
+                "the alert log ends before what was already there: it was replaced; streams are closed and start over"
             );
             self.hub.replaced_by_one_at(last_seq);
+            self.metrics.alerts_last_seq.set(last_seq);
         }
-        self.metrics.alerts_last_seq.set(last_seq);
-        Ok(last_seq)
+        Ok(())
     }
 
     /// Whether there may be more right away.

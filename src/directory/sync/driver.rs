@@ -236,8 +236,9 @@ impl Driver {
     /// Waits for those who are at the door: while every turn of this thread brings another reader, until half of
     /// the usual ones are there. A round of the few who came first would be one validation more for each lap.
     async fn gather(&self) {
+        let begun_at = now();
         let mut before = self.shared.rounds.count_collecting();
-        while !self.shared.rounds.is_half_full() {
+        while !self.shared.rounds.is_half_full() && now() < begun_at + MIN_PACE {
             tokio::task::yield_now().await;
             let readers = self.shared.rounds.count_collecting();
             if readers <= before {
