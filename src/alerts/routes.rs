@@ -19,9 +19,9 @@ use super::types::{
 };
 use super::{AlertLog, AppendError, Ingest};
 use crate::http::answer::{Answer, to_json};
+use crate::http::compute;
 use crate::http::error::{ApiError, Fault};
 use crate::http::extract::{PathTexts, Query, not_found, parse_json};
-use crate::store_error::StoreError;
 use crate::time::Timestamp;
 
 const MAX_ITEMS: usize = 1000;
@@ -160,18 +160,8 @@ async fn list_recent(State(alerts): State<Alerts>, RawQuery(query): RawQuery) ->
 
 async fn accept_alerts(State(alerts): State<Alerts>, body: Bytes) -> Result<Answer, ApiError> {
     let (bytes, limits) = (body.len(), alerts.limits.clone());
-    let understanding = move || understand(&body, &limits);
     // A body of the largest size takes tens of milliseconds, for which everybody would wait.
-    let (batch, rejected) = if bytes <= BYTES_READ_INLINE {
-        understanding()?
-    } else {
-        match tokio::task::spawn_blocking(understanding).await {
-            Ok(understood) => understood?,
-            // Counted and answered where every request's panic is.
-            Err(join) if join.is_panic() => std::panic::resume_unwind(join.into_panic()),
-            Err(join) => return Err(StoreError::unavailable("service", join).into()),
-        }
-    };
+    let (batch, rejected) = compute(bytes > BYTES_READ_INLINE, move || understand(&body, &limits)).await??;
     let (mut accepted, mut duplicates) = (0, 0);
     if !batch.alerts.is_empty() {
         let appended = alerts.ingest.accept_in_time(batch, bytes).await.map_err(append_error)?;

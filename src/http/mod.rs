@@ -25,6 +25,7 @@ pub use surface::Surface;
 use self::error::ApiError;
 use crate::alerts::decode::DecodeLimits;
 use crate::app::AppState;
+use crate::store_error::StoreError;
 use crate::{alerts, directory, redis};
 
 /// The whole HTTP surface of a service.
@@ -50,6 +51,22 @@ fn router(state: AppState) -> Router {
     match cors(&state.config.api.cors_origins) {
         Some(cors) => routes.layer(cors),
         None => routes,
+    }
+}
+
+/// Runs a handler's work; what is long (milliseconds) beside the runtime's threads, which have others to serve
+/// meanwhile. A panic is the request's, wherever it happens.
+pub async fn compute<T: Send + 'static>(
+    is_long: bool,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StoreError> {
+    if !is_long {
+        return Ok(work());
+    }
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(done),
+        Err(join) if join.is_panic() => std::panic::resume_unwind(join.into_panic()),
+        Err(join) => Err(StoreError::unavailable("service", join)),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::directory::dict::DictBody;
 use crate::directory::sync::FreshGuard;
 use crate::directory::{Cursor, DictDelta, Directory, Snapshot};
 use crate::http::answer::{Answer, AnswerBody, Pieces, json, to_json};
+use crate::http::compute;
 use crate::http::error::ApiError;
 use crate::http::extract::Query;
 use crate::store_error::StoreError;
@@ -179,14 +180,10 @@ async fn changes(directory: &Directory, since: Option<Cursor>, wait: Duration) -
     Ok(answer)
 }
 
-/// A large map is written out beside the runtime's threads.
 async fn encode(delta: DictDelta) -> Result<String, StoreError> {
-    let is_large = delta.set.len() > USERS_WRITTEN_INLINE;
+    let is_long = delta.set.len() > USERS_WRITTEN_INLINE;
     let encoding = move || serde_json::to_string(&delta).map_err(|error| StoreError::unavailable("service", error));
-    if !is_large {
-        return encoding();
-    }
-    tokio::task::spawn_blocking(encoding).await.map_err(|join| StoreError::unavailable("service", join))?
+    compute(is_long, encoding).await?
 }
 
 async fn follow(directory: Directory, token: Option<String>) -> Result<Answer, ApiError> {

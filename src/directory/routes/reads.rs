@@ -10,9 +10,9 @@ use futures_util::future::BoxFuture;
 use super::{dict, mark, users, zones};
 use crate::directory::{Directory, Snapshot, View};
 use crate::http::answer::Answer;
+use crate::http::compute;
 use crate::http::error::ApiError;
 use crate::http::extract::{PathTexts, path_integer};
-use crate::store_error::StoreError;
 
 /// What a client asks, as it stands in the request.
 pub struct Asked<'a> {
@@ -60,8 +60,7 @@ impl Read {
         Self::OfView(Box::new(answer))
     }
 
-    /// The same where it may be long: then it is written beside the runtime's threads, which have others to
-    /// serve meanwhile.
+    /// The same where it may be long.
     pub fn of_long_view(
         is_long: impl FnOnce(&Snapshot) -> bool + Send + 'static,
         answer: impl FnOnce(&View) -> Result<Answer, ApiError> + Send + 'static,
@@ -69,12 +68,7 @@ impl Read {
         Self::of_directory(async move |directory: Directory| {
             let view = directory.read().await?;
             let stale = view.stale;
-            let mut answer = if is_long(&view.snapshot) {
-                let writing = tokio::task::spawn_blocking(move || answer(&view));
-                writing.await.map_err(|join| StoreError::unavailable("service", join))?
-            } else {
-                answer(&view)
-            }?;
+            let mut answer = compute(is_long(&view.snapshot), move || answer(&view)).await??;
             mark(&mut answer, stale);
             Ok(answer)
         })
