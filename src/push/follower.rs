@@ -68,7 +68,7 @@ impl Follower {
             }
             let is_unheard = heard_at.is_none_or(|at| at.elapsed() >= LINGER);
             let outcome = if !is_begun {
-                self.begin().await
+                self.begin(&mut end).await
             } else if is_unheard {
                 is_behind = true;
                 self.look_at_end(&mut end).await.map(|()| {
@@ -117,20 +117,25 @@ impl Follower {
         }
     }
 
-    /// The newest alerts are read at once, for all the clients that come (back) with the start of an instance.
-    async fn begin(&self) -> Result<bool, StoreError> {
-        let last_seq = self.log.last_seq().await?;
-        let mut newest = self.log.list_alerts(&page(Direction::Before(last_seq.saturating_add(1)))).await?.alerts;
-        newest.reverse();
-        self.hub.begin_at(last_seq, newest.into_iter().map(Entry::new).collect());
-        self.metrics.alerts_last_seq.set(last_seq);
-        Ok(true)
+    async fn begin(&self, end: &mut i64) -> Result<bool, StoreError> {
+        self.look_at_end(end).await?;
+        self.read_newest(*end).await
     }
 
-    /// Somebody listens again. Who comes now is shown the newest, and reads the log itself for what is older.
+    /// Somebody listens again.
     async fn resume(&self, end: &mut i64) -> Result<bool, StoreError> {
         self.look_at_end(end).await?;
-        if *end > self.hub.last_seq() { self.begin().await } else { Ok(true) }
+        if *end > self.hub.last_seq() { self.read_newest(*end).await } else { Ok(true) }
+    }
+
+    /// At once, for all the clients that come (back) with the start of an instance or after a pause; what is older
+    /// they read from the log themselves.
+    async fn read_newest(&self, end: i64) -> Result<bool, StoreError> {
+        let mut newest = self.log.list_alerts(&page(Direction::Before(end.saturating_add(1)))).await?.alerts;
+        newest.reverse();
+        self.hub.begin_at(end, newest.into_iter().map(Entry::new).collect());
+        self.metrics.alerts_last_seq.set(end);
+        Ok(true)
     }
 
     /// A log that ends before where it ended before was replaced, mostly by an older copy of itself.
