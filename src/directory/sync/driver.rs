@@ -193,13 +193,16 @@ impl Driver {
                 || (flights.is_empty() && next_poll.is_some_and(|at| at <= moment));
             let free_at = last_begun.filter(|_| !flights.is_empty()).map(|begun| begun + pace);
             let room = flights.len() < MAX_FLIGHTS;
-            let is_second_half = flights.len() == 1 && self.round_trip < NEAR && self.shared.rounds.is_half_full();
+            let is_near = self.round_trip < NEAR;
+            let is_half_full = self.shared.rounds.is_half_full();
+            let is_second_half = is_near && is_half_full && flights.len() == 1;
             let departs = due && room && (is_second_half || free_at.is_none_or(|at| at <= moment));
-            if departs && flights.is_empty() && self.round_trip < NEAR && !self.shared.rounds.is_half_full() {
-                self.answer_through(landed.take());
-                self.gather().await;
-            }
             if departs {
+                if is_near && !is_half_full && flights.is_empty() {
+                    // Those who are answered now ask again, and may still join.
+                    self.answer_through(landed.take());
+                    self.gather().await;
+                }
                 self.shared.nudged.store(false, Ordering::SeqCst);
                 covered = self.shared.rounds.take();
                 let begun_at = now();
