@@ -171,6 +171,8 @@ impl Appender {
             group.push(first);
             // What comes until this append begins goes into it.
             loop {
+                // Read once: were the pause over for one arm and not for the other, nothing would wake this.
+                let pause = begun_at.elapsed();
                 tokio::select! {
                     biased;
                     request = requests.recv(), if held.is_none() => {
@@ -181,9 +183,9 @@ impl Appender {
                             false => held = Some(request),
                         }
                     }
-                    () = ready(()), if group.may_begin(under_way.len(), held.is_some(), begun_at.elapsed()) => break,
+                    () = ready(()), if group.may_begin(under_way.len(), held.is_some(), pause) => break,
                     Some(ended) = under_way.join_next() => as_ours(ended),
-                    () = sleep_until(begun_at + GATHERING), if begun_at.elapsed() < GATHERING => {}
+                    () = sleep_until(begun_at + GATHERING), if pause < GATHERING => {}
                 }
             }
             self.metrics.alerts_waiting.set(i64::try_from(group.alerts + requests.len()).unwrap_or(i64::MAX));
