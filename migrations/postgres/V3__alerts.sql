@@ -55,16 +55,23 @@ CREATE TABLE dead_letter (
     raw bytea NOT NULL
 );
 
+-- What an append is handed. Arrays of rows, because as many arrays as columns take the server longer to read.
+CREATE TYPE new_alert AS (
+    occurred_at timestamptz, source text, zone_id text, user_id text, status text, camera_id text,
+    user_name text, event_id text, body text
+);
+CREATE TYPE new_dead_letter AS (
+    topic text, "partition" integer, "offset" bigint, reason text, size bigint, raw bytea
+);
+CREATE TYPE partition_advance AS (topic text, "partition" integer, epoch bigint, expected bigint, next bigint);
+
 -- Appends a batch. A function, because the duplicates of an event_id are looked up with a snapshot
--- that is taken after the head is locked. fenced: ordinals of the advances that somebody else's
--- claim made void; then nothing was done. seqs: one for each alert, null for a duplicate.
+-- that is taken after the head is locked. names_events: whether any of the alerts has an event_id. first_time,
+-- last_time: of those of the alerts. fenced: ordinals of the advances that somebody else's claim made void; then
+-- nothing was done. seqs: one for each alert, null for a duplicate.
 CREATE FUNCTION append_alerts(
-    bodies text[], occurred timestamptz[], sources text[], zones text[], users text[], statuses text[],
-    cameras text[], names text[], events text[], first_time timestamptz, last_time timestamptz,
-    letter_topics text[], letter_partitions integer[], letter_offsets bigint[], letter_reasons text[],
-    letter_sizes bigint[], letter_raws bytea[],
-    advance_topics text[], advance_partitions integer[], advance_epochs bigint[], advance_expected bigint[],
-    advance_next bigint[],
+    alerts new_alert[], names_events boolean, first_time timestamptz, last_time timestamptz,
+    letters new_dead_letter[], advances partition_advance[],
     OUT seqs bigint[], OUT fenced bigint[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
@@ -72,12 +79,10 @@ DECLARE
     count bigint;
 BEGIN
     SELECT last_seq INTO STRICT last FROM alert_log FOR UPDATE;
-    PERFORM 1 FROM kafka_offset AS k
-        JOIN unnest(advance_topics, advance_partitions) AS a(topic, "partition") USING (topic, "partition")
+    PERFORM 1 FROM kafka_offset AS k JOIN unnest(advances) AS a USING (topic, "partition")
         ORDER BY topic, "partition" FOR UPDATE OF k;
     SELECT array_agg(a.ordinal) INTO fenced
-        FROM unnest(advance_topics, advance_partitions, advance_epochs, advance_expected)
-            WITH ORDINALITY AS a(topic, "partition", epoch, expected, ordinal)
+        FROM unnest(advances) WITH ORDINALITY AS a(topic, "partition", epoch, expected, next, ordinal)
         LEFT JOIN kafka_offset AS k USING (topic, "partition")
         WHERE k.epoch IS NULL OR k.epoch <> a.epoch OR k.next IS DISTINCT FROM a.expected;
     IF fenced IS NOT NULL THEN
@@ -85,25 +90,25 @@ BEGIN
     END IF;
 
     UPDATE kafka_offset AS k SET next = a.next
-        FROM unnest(advance_topics, advance_partitions, advance_next) AS a(topic, "partition", next)
-        WHERE (k.topic, k."partition") = (a.topic, a."partition");
+        FROM unnest(advances) AS a WHERE (k.topic, k."partition") = (a.topic, a."partition");
 
-    INSERT INTO dead_letter (topic, "partition", "offset", reason, size, raw)
-        SELECT * FROM unnest(letter_topics, letter_partitions, letter_offsets, letter_reasons, letter_sizes, letter_raws);
+    INSERT INTO dead_letter (topic, "partition", "offset", reason, size, raw) SELECT * FROM unnest(letters);
 
     -- Most detectors name no events: then every alert is new, and its number is its place.
-    IF array_remove(events, NULL) = '{}' THEN
+    IF NOT names_events THEN
+        -- Unnested in the list of columns the rows go from the array to the table one by one; in FROM they would
+        -- all be written down first.
         INSERT INTO alert (seq, occurred_at, source, zone_id, user_id, status, camera_id, user_name, body)
-            SELECT last + ordinal, occurred_at, source, zone_id, user_id, status, camera_id, user_name, body
-            FROM unnest(bodies, occurred, sources, zones, users, statuses, cameras, names) WITH ORDINALITY
-                AS i(body, occurred_at, source, zone_id, user_id, status, camera_id, user_name, ordinal);
+            SELECT last + ordinal, (new).occurred_at, (new).source, (new).zone_id, (new).user_id, (new).status,
+                (new).camera_id, (new).user_name, (new).body
+            FROM (SELECT unnest(alerts) AS new, generate_series(1, cardinality(alerts)) AS ordinal) AS incoming;
         GET DIAGNOSTICS count = ROW_COUNT;
         seqs := ARRAY(SELECT last + place FROM generate_series(1, count) AS place);
     ELSE
         WITH incoming AS (
             SELECT *, row_number() OVER (PARTITION BY event_id ORDER BY ordinal) AS occurrence
-            FROM unnest(bodies, occurred, sources, zones, users, statuses, cameras, names, events) WITH ORDINALITY
-                AS i(body, occurred_at, source, zone_id, user_id, status, camera_id, user_name, event_id, ordinal)
+            FROM unnest(alerts) WITH ORDINALITY
+                AS i(occurred_at, source, zone_id, user_id, status, camera_id, user_name, event_id, body, ordinal)
         ), numbered AS (
             SELECT *, last + row_number() OVER (ORDER BY ordinal) AS seq FROM incoming AS i
             WHERE event_id IS NULL

@@ -5,7 +5,7 @@ use std::error::Error;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
-use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+use postgres_types::{IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{GenericClient, Row};
 
 use super::codec::Time;
@@ -13,8 +13,8 @@ use super::pool::{Pool, WorkError};
 use crate::alerts::AlertLog;
 use crate::alerts::log::AppendError;
 use crate::alerts::types::{
-    AlertColumns, AlertPage, AlertQuery, AppendBatch, Appended, DeadLetter, Direction, NewAlert, PartitionAdvance,
-    PartitionClaim, StoredAlert,
+    AlertColumns, AlertPage, AlertQuery, AppendBatch, Appended, DeadLetter, Direction, NewAlert, NewDeadLetter,
+    PartitionAdvance, PartitionClaim, StoredAlert,
 };
 use crate::store_error::StoreError;
 
@@ -243,8 +243,7 @@ impl ToSql for Parameter<'_> {
     to_sql_checked!();
 }
 
-const APPEND: &str = "SELECT seqs, fenced FROM append_alerts($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
-                      $14, $15, $16, $17, $18, $19, $20, $21, $22)";
+const APPEND: &str = "SELECT seqs, fenced FROM append_alerts($1, $2, $3, $4, $5, $6)";
 
 const DEAD_LETTERS: &str =
     r#"SELECT id, received_at, topic, "partition", "offset", reason, size, raw FROM dead_letter"#;
@@ -255,63 +254,14 @@ async fn append(
     statement: &tokio_postgres::Statement,
     batch: &AppendBatch,
 ) -> Result<Result<Appended, Vec<i64>>, WorkError> {
-    let alerts = &batch.alerts;
-    let column = |field: fn(&AlertColumns) -> &Option<Box<str>>| -> Vec<Option<&str>> {
-        alerts.iter().map(|new| field(&new.alert.columns).as_deref()).collect()
-    };
-    let bodies = alerts.iter().map(|new| std::str::from_utf8(&new.alert.body)).collect::<Result<Vec<_>, _>>();
-    let bodies = bodies.map_err(|error| StoreError::corrupt("database", format!("an alert's text: {error}")))?;
-    let occurred: Vec<Option<Time>> = alerts.iter().map(|new| new.alert.occurred_at.map(Time)).collect();
-    let sources: Vec<String> = alerts.iter().map(|new| new.source.to_string()).collect();
-    let zones = column(|columns| &columns.zone_id);
-    let users = column(|columns| &columns.user_id);
-    let statuses = column(|columns| &columns.status);
-    let cameras = column(|columns| &columns.camera_id);
-    let names: Vec<Option<&str>> = alerts.iter().map(|new| new.alert.user_name.as_deref()).collect();
-    let events: Vec<Option<&str>> = alerts.iter().map(|new| new.alert.event_id.as_deref()).collect();
-
-    let times = || alerts.iter().filter_map(|new| new.alert.occurred_at);
+    let alerts = batch.alerts.iter().map(AlertRow::of).collect::<Result<Vec<_>, _>>()?;
+    let names_events = alerts.iter().any(|row| row.event_id.is_some());
+    let times = || batch.alerts.iter().filter_map(|new| new.alert.occurred_at);
     let (first_time, last_time) = (times().min().map(Time), times().max().map(Time));
-
-    let letters = &batch.dead_letters;
-    let letter_topics: Vec<&str> = letters.iter().map(|letter| &*letter.topic).collect();
-    let letter_partitions: Vec<i32> = letters.iter().map(|letter| letter.partition).collect();
-    let letter_offsets: Vec<i64> = letters.iter().map(|letter| letter.offset).collect();
-    let letter_reasons: Vec<&str> = letters.iter().map(|letter| &*letter.reason).collect();
-    let letter_sizes: Vec<i64> = letters.iter().map(|letter| i64::try_from(letter.size).unwrap_or(i64::MAX)).collect();
-    let letter_raws: Vec<&[u8]> = letters.iter().map(|letter| &*letter.raw).collect();
-
-    let advances: &[PartitionAdvance] = &batch.advances;
-    let topics: Vec<&str> = advances.iter().map(|advance| &*advance.topic).collect();
-    let partitions: Vec<i32> = advances.iter().map(|advance| advance.partition).collect();
-    let epochs: Vec<i64> = advances.iter().map(|advance| advance.epoch).collect();
-    let expected: Vec<Option<i64>> = advances.iter().map(|advance| advance.expected_next).collect();
-    let next: Vec<i64> = advances.iter().map(|advance| advance.next).collect();
-
-    let parameters: [&(dyn ToSql + Sync); 22] = [
-        &bodies,
-        &occurred,
-        &sources,
-        &zones,
-        &users,
-        &statuses,
-        &cameras,
-        &names,
-        &events,
-        &first_time,
-        &last_time,
-        &letter_topics,
-        &letter_partitions,
-        &letter_offsets,
-        &letter_reasons,
-        &letter_sizes,
-        &letter_raws,
-        &topics,
-        &partitions,
-        &epochs,
-        &expected,
-        &next,
-    ];
+    let letters: Vec<_> = batch.dead_letters.iter().map(DeadLetterRow::of).collect();
+    let advances: Vec<_> = batch.advances.iter().map(AdvanceRow::of).collect();
+    let parameters: [&(dyn ToSql + Sync); 6] =
+        [&alerts, &names_events, &first_time, &last_time, &letters, &advances];
     let row = client.query_one(statement, &parameters).await?;
     let fenced: Option<Vec<i64>> = row.try_get(1)?;
     if let Some(fenced) = fenced {
@@ -319,6 +269,85 @@ async fn append(
     }
     let seqs: Option<Vec<Option<i64>>> = row.try_get(0)?;
     Ok(Ok(Appended { seqs: seqs.unwrap_or_default() }))
+}
+
+#[derive(Debug, ToSql)]
+#[postgres(name = "new_alert")]
+struct AlertRow<'a> {
+    occurred_at: Option<Time>,
+    source: String,
+    zone_id: Option<&'a str>,
+    user_id: Option<&'a str>,
+    status: Option<&'a str>,
+    camera_id: Option<&'a str>,
+    user_name: Option<&'a str>,
+    event_id: Option<&'a str>,
+    body: &'a str,
+}
+
+impl<'a> AlertRow<'a> {
+    fn of(NewAlert { alert, source }: &'a NewAlert) -> Result<Self, StoreError> {
+        let columns = &alert.columns;
+        let body = std::str::from_utf8(&alert.body)
+            .map_err(|error| StoreError::corrupt("database", format!("an alert's text: {error}")))?;
+        Ok(Self {
+            occurred_at: alert.occurred_at.map(Time),
+            source: source.to_string(),
+            zone_id: columns.zone_id.as_deref(),
+            user_id: columns.user_id.as_deref(),
+            status: columns.status.as_deref(),
+            camera_id: columns.camera_id.as_deref(),
+            user_name: alert.user_name.as_deref(),
+            event_id: alert.event_id.as_deref(),
+            body,
+        })
+    }
+}
+
+#[derive(Debug, ToSql)]
+#[postgres(name = "new_dead_letter")]
+struct DeadLetterRow<'a> {
+    topic: &'a str,
+    partition: i32,
+    offset: i64,
+    reason: &'a str,
+    size: i64,
+    raw: &'a [u8],
+}
+
+impl<'a> DeadLetterRow<'a> {
+    fn of(letter: &'a NewDeadLetter) -> Self {
+        Self {
+            topic: &letter.topic,
+            partition: letter.partition,
+            offset: letter.offset,
+            reason: &letter.reason,
+            size: i64::try_from(letter.size).unwrap_or(i64::MAX),
+            raw: &letter.raw,
+        }
+    }
+}
+
+#[derive(Debug, ToSql)]
+#[postgres(name = "partition_advance")]
+struct AdvanceRow<'a> {
+    topic: &'a str,
+    partition: i32,
+    epoch: i64,
+    expected: Option<i64>,
+    next: i64,
+}
+
+impl<'a> AdvanceRow<'a> {
+    fn of(advance: &'a PartitionAdvance) -> Self {
+        Self {
+            topic: &advance.topic,
+            partition: advance.partition,
+            epoch: advance.epoch,
+            expected: advance.expected_next,
+            next: advance.next,
+        }
+    }
 }
 
 /// `None`: it is past the budget of bytes.
