@@ -1,7 +1,10 @@
 //! From bytes to an alert, or the reason why not. Pure. The object's own text is kept; only the fields
 //! that filters need are looked at, and none of them can cost the alert.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
+use compact_str::CompactString;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -58,11 +61,11 @@ impl DecodeError {
 }
 
 /// O(bytes).
-pub fn decode(raw: &Bytes, limits: &DecodeLimits) -> Result<DecodedAlert, DecodeError> {
+pub fn decode(raw: Bytes, limits: &DecodeLimits) -> Result<DecodedAlert, DecodeError> {
     if raw.len() > limits.max_bytes {
         return Err(DecodeError::TooLarge { bytes: raw.len(), limit: limits.max_bytes });
     }
-    let text = std::str::from_utf8(raw).map_err(|error| DecodeError::NotUtf8 { valid_up_to: error.valid_up_to() })?;
+    let text = std::str::from_utf8(&raw).map_err(|error| DecodeError::NotUtf8 { valid_up_to: error.valid_up_to() })?;
     let object = text.trim_matches([' ', '\t', '\r', '\n']);
     if object.is_empty() {
         return Err(DecodeError::Empty);
@@ -70,27 +73,31 @@ pub fn decode(raw: &Bytes, limits: &DecodeLimits) -> Result<DecodedAlert, Decode
     if depth(object) > MAX_DEPTH {
         return Err(DecodeError::TooDeep);
     }
-    // Checks the grammar of all of it without building anything.
-    let _: &RawValue = serde_json::from_str(object).map_err(|error| DecodeError::NotJson(error.to_string()))?;
-    if !object.starts_with('{') {
-        return Err(DecodeError::NotAnObject);
-    }
-    let fields = Fields::of(object);
-    let zone_id = fields.column(fields.zone_id);
-    Ok(DecodedAlert {
-        event_id: fields
-            .string(fields.event_id)
-            .filter(|id| EVENT_ID_CHARACTERS.contains(&id.chars().count()) && !id.contains('\0')),
-        occurred_at: fields.string(fields.timestamp).and_then(|text| parse_time(&text, &limits.timezone)),
-        columns: AlertColumns {
-            zone_id,
-            user_id: fields.column(fields.user_id),
-            status: fields.column(fields.status),
-            camera_id: fields.column(fields.camera_id),
-        },
-        user_name: fields.string(fields.user_name).filter(|name| !name.contains('\0')),
-        body: raw.slice_ref(object.as_bytes()),
-    })
+    let fields = match Fields::of(object) {
+        Ok(fields) => fields,
+        Err(_) => {
+            let _: &RawValue = serde_json::from_str(object).map_err(|error| DecodeError::NotJson(error.to_string()))?;
+            if !object.starts_with('{') {
+                return Err(DecodeError::NotAnObject);
+            }
+            // A key that no text can hold (a lone surrogate) leaves the columns empty, nothing more.
+            Fields::default()
+        }
+    };
+    let event_id = text_of(fields.event_id)
+        .filter(|id| EVENT_ID_CHARACTERS.contains(&id.chars().count()) && !id.contains('\0'))
+        .map(CompactString::from);
+    let occurred_at = text_of(fields.timestamp).and_then(|text| parse_time(&text, &limits.timezone));
+    let columns = AlertColumns {
+        zone_id: column(fields.zone_id),
+        user_id: column(fields.user_id),
+        status: column(fields.status),
+        camera_id: column(fields.camera_id),
+    };
+    let user_name = text_of(fields.user_name).filter(|name| !name.contains('\0')).map(CompactString::from);
+    let is_whole = object.len() == raw.len();
+    let body = raw.slice_ref(object.as_bytes());
+    Ok(DecodedAlert { body: if is_whole { raw } else { body }, event_id, occurred_at, columns, user_name })
 }
 
 /// The fields that are looked at; of a repeated key the last one counts, as in Python.
@@ -105,8 +112,23 @@ struct Fields<'a> {
     camera_id: Option<&'a RawValue>,
 }
 
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "snake_case")]
+enum Key {
+    EventId,
+    Timestamp,
+    ZoneId,
+    UserId,
+    UserName,
+    Status,
+    CameraId,
+    #[serde(other)]
+    Other,
+}
+
 impl<'a> Fields<'a> {
-    fn of(object: &'a str) -> Self {
+    /// Checks the grammar of all of it without building anything.
+    fn of(object: &'a str) -> serde_json::Result<Self> {
         struct Visitor;
         impl<'de> serde::de::Visitor<'de> for Visitor {
             type Value = Fields<'de>;
@@ -117,52 +139,56 @@ impl<'a> Fields<'a> {
 
             fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
                 let mut fields = Fields::default();
-                while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+                while let Some(key) = map.next_key()? {
                     let value = Some(map.next_value::<&'de RawValue>()?);
-                    match &*key {
-                        "event_id" => fields.event_id = value,
-                        "timestamp" => fields.timestamp = value,
-                        "zone_id" => fields.zone_id = value,
-                        "user_id" => fields.user_id = value,
-                        "user_name" => fields.user_name = value,
-                        "status" => fields.status = value,
-                        "camera_id" => fields.camera_id = value,
-                        _ => {}
+                    match key {
+                        Key::EventId => fields.event_id = value,
+                        Key::Timestamp => fields.timestamp = value,
+                        Key::ZoneId => fields.zone_id = value,
+                        Key::UserId => fields.user_id = value,
+                        Key::UserName => fields.user_name = value,
+                        Key::Status => fields.status = value,
+                        Key::CameraId => fields.camera_id = value,
+                        Key::Other => {}
                     }
                 }
                 Ok(fields)
             }
         }
-        // A key that no String can hold (a lone surrogate) leaves the columns empty, nothing more.
         let mut deserializer = serde_json::Deserializer::from_str(object);
-        serde::Deserializer::deserialize_map(&mut deserializer, Visitor).unwrap_or_default()
-    }
-
-    fn string(&self, raw: Option<&RawValue>) -> Option<String> {
-        String::deserialize(raw?).ok()
-    }
-
-    /// Text as it is, an integral number as its digits.
-    fn column(&self, raw: Option<&RawValue>) -> Option<Box<str>> {
-        let text = raw?.get();
-        let value: Box<str> = match text.as_bytes().first()? {
-            b'"' => String::deserialize(raw?).ok()?.into(),
-            b'-' | b'0'..=b'9' => integral(text)?,
-            _ => return None,
-        };
-        (!value.is_empty() && value.len() <= COLUMN_BYTES && !value.contains('\0')).then_some(value)
+        let fields = serde::Deserializer::deserialize_map(&mut deserializer, Visitor)?;
+        deserializer.end()?;
+        Ok(fields)
     }
 }
 
+/// A JSON string's text, where it is one that text can hold.
+fn text_of(raw: Option<&RawValue>) -> Option<Cow<'_, str>> {
+    let text = raw?.get();
+    let inner = text.strip_prefix('"')?.strip_suffix('"')?;
+    if inner.contains('\\') { String::deserialize(raw?).ok().map(Cow::Owned) } else { Some(Cow::Borrowed(inner)) }
+}
+
+/// Text as it is, an integral number as its digits.
+fn column(raw: Option<&RawValue>) -> Option<CompactString> {
+    let text = raw?.get();
+    let value = match text.as_bytes().first()? {
+        b'"' => text_of(raw)?,
+        b'-' | b'0'..=b'9' => Cow::Borrowed(integral(text)?),
+        _ => return None,
+    };
+    (!value.is_empty() && value.len() <= COLUMN_BYTES && !value.contains('\0')).then(|| CompactString::from(value))
+}
+
 /// `5` and `5.0` are both `5`.
-fn integral(number: &str) -> Option<Box<str>> {
+fn integral(number: &str) -> Option<&str> {
     let digits = match number.split_once('.') {
         None => number,
         Some((whole, zeros)) if zeros.bytes().all(|byte| byte == b'0') => whole,
         Some(_) => return None,
     };
     let is_integer = digits.strip_prefix('-').unwrap_or(digits).bytes().all(|byte| byte.is_ascii_digit());
-    is_integer.then(|| if digits == "-0" { "0".into() } else { digits.into() })
+    is_integer.then_some(if digits == "-0" { "0" } else { digits })
 }
 
 /// The deepest nesting of brackets outside of strings.
@@ -210,7 +236,7 @@ mod tests {
     }
 
     fn read(text: &str) -> Result<DecodedAlert, DecodeError> {
-        decode(&Bytes::copy_from_slice(text.as_bytes()), &limits())
+        decode(Bytes::copy_from_slice(text.as_bytes()), &limits())
     }
 
     #[test]
@@ -256,14 +282,13 @@ mod tests {
         let nested = |levels: usize| format!("{}1{}", "{\"a\":".repeat(levels), "}".repeat(levels));
         assert!(read(&nested(MAX_DEPTH)).is_ok());
         assert_eq!(label(&nested(MAX_DEPTH + 1)), "too_deep");
-        assert_eq!(decode(&Bytes::from_static(b"{\"a\":\"\xff\"}"), &limits()).expect_err("bytes").label(), "not_utf8");
+        assert_eq!(decode(Bytes::from_static(b"{\"a\":\"\xff\"}"), &limits()).expect_err("bytes").label(), "not_utf8");
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_an_alert_or_a_reason(raw in prop::collection::vec(any::<u8>(), 0..200)) {
-            let raw = Bytes::from(raw);
-            if let Ok(alert) = decode(&raw, &limits()) {
+            if let Ok(alert) = decode(Bytes::from(raw), &limits()) {
                 prop_assert!(serde_json::from_slice::<&RawValue>(&alert.body).is_ok());
             }
         }

@@ -6,6 +6,7 @@ use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
+use compact_str::CompactString;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -279,7 +280,8 @@ impl Appender {
         };
         let Some(snapshot) = snapshot else { return };
         for (global_id, new) in &mut nameless {
-            new.alert.user_name = snapshot.find_user_by_global_id(*global_id).map(|user| user.name.to_string());
+            new.alert.user_name =
+                snapshot.find_user_by_global_id(*global_id).map(|user| CompactString::from(&*user.name));
         }
     }
 }

@@ -176,7 +176,7 @@ fn understand(body: &Bytes, limits: &DecodeLimits) -> Result<(AppendBatch, Vec<s
     let mut batch = AppendBatch::default();
     let mut rejected = Vec::new();
     for (index, item) in items_of(body)?.into_iter().enumerate() {
-        match decode(&body.slice_ref(item.get().as_bytes()), limits) {
+        match decode(body.slice_ref(item.get().as_bytes()), limits) {
             Ok(alert) => batch.alerts.push(NewAlert { alert, source: Source::Http }),
             Err(error) => rejected.push(json!({ "index": index, "reason": error.to_string() })),
         }
@@ -281,7 +281,7 @@ async fn retry_rejected(State(alerts): State<Alerts>, path: PathTexts) -> Result
         let detail = format!("only {} of its {} bytes were kept: publish it again", letter.raw.len(), letter.size);
         return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "still_rejected", detail));
     }
-    let alert = decode(&letter.raw, &alerts.limits)
+    let alert = decode(letter.raw.clone(), &alerts.limits)
         .map_err(|error| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "still_rejected", error.to_string()))?;
     let source = Source::Kafka { topic: letter.topic.into(), partition: letter.partition, offset: letter.offset };
     let seq = alerts.ingest.accept_dead_letter(id, NewAlert { alert, source }).await?.ok_or_else(missing)?;

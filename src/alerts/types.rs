@@ -1,6 +1,7 @@
 //! Alerts as they are stored, and what may be asked of the log. Pure data.
 
 use bytes::Bytes;
+use compact_str::CompactString;
 
 use crate::time::Timestamp;
 
@@ -11,20 +12,21 @@ pub struct DecodedAlert {
     /// The JSON object exactly as it came: key order, number spelling, white space.
     pub body: Bytes,
     /// Names the alert once for ever, 1..=200 characters.
-    pub event_id: Option<String>,
+    pub event_id: Option<CompactString>,
     pub occurred_at: Option<Timestamp>,
     pub columns: AlertColumns,
     /// `user_name` of the object; filled from the directory at ingest when missing.
-    pub user_name: Option<String>,
+    pub user_name: Option<CompactString>,
 }
 
-/// Filter columns as text: an integral number reads as its digits, so `5` and `"5"` are the same zone.
+/// Filter columns as text: an integral number reads as its digits, so `5` and `"5"` are the same zone. Nearly all are
+/// short, and short ones take no memory of their own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AlertColumns {
-    pub zone_id: Option<Box<str>>,
-    pub user_id: Option<Box<str>>,
-    pub status: Option<Box<str>>,
-    pub camera_id: Option<Box<str>>,
+    pub zone_id: Option<CompactString>,
+    pub user_id: Option<CompactString>,
+    pub status: Option<CompactString>,
+    pub camera_id: Option<CompactString>,
 }
 
 /// Where something came from: `http`, or `kafka:<topic>/<partition>/<offset>`.
@@ -113,7 +115,7 @@ pub struct StoredAlert {
     pub occurred_at: Option<Timestamp>,
     pub source: String,
     pub columns: AlertColumns,
-    pub user_name: Option<String>,
+    pub user_name: Option<CompactString>,
     pub body: Bytes,
 }
 
@@ -132,7 +134,7 @@ impl AlertFilter {
     }
 
     pub fn matches(&self, columns: &AlertColumns) -> bool {
-        let field = |wanted: &[String], value: &Option<Box<str>>| {
+        let field = |wanted: &[String], value: &Option<CompactString>| {
             wanted.is_empty() || value.as_deref().is_some_and(|value| wanted.iter().any(|one| one == value))
         };
         field(&self.zone_ids, &columns.zone_id)

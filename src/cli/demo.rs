@@ -60,7 +60,7 @@ async fn play(state: &AppState, url: &str) -> anyhow::Result<()> {
     loop {
         ticks.tick().await;
         let text = Bytes::from(serde_json::to_vec(&site.next_alert(Timestamp::now()))?);
-        let alert = NewAlert { alert: decode(&text, &limits)?, source: Source::Http };
+        let alert = NewAlert { alert: decode(text, &limits)?, source: Source::Http };
         let batch = AppendBatch { alerts: vec![alert], ..AppendBatch::default() };
         if let Err(error) = state.ingest.accept(batch).await {
             // The board and the log tell of it already; a simulated alert is no loss.

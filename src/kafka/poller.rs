@@ -334,7 +334,7 @@ fn read(message: &BorrowedMessage<'_>, topic: &Arc<str>, limits: &DecodeLimits) 
         // Not copied as a whole.
         Err(DecodeError::TooLarge { bytes: raw.len(), limit: limits.max_bytes })
     } else {
-        decode::decode(&Bytes::copy_from_slice(raw), limits)
+        decode::decode(Bytes::copy_from_slice(raw), limits)
     };
     match decoded {
         Ok(alert) => Content::Alert(Box::new(NewAlert {

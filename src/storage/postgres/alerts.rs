@@ -2,10 +2,12 @@
 //! statements over the indexes.
 
 use std::error::Error;
+use std::fmt::Write as _;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
-use postgres_types::{IsNull, ToSql, Type, to_sql_checked};
+use compact_str::CompactString;
+use postgres_types::{IsNull, ToSql, Type, accepts, to_sql_checked};
 use tokio_postgres::{GenericClient, Row};
 
 use super::codec::Time;
@@ -14,7 +16,7 @@ use crate::alerts::AlertLog;
 use crate::alerts::log::AppendError;
 use crate::alerts::types::{
     AlertColumns, AlertPage, AlertQuery, AppendBatch, Appended, DeadLetter, Direction, NewAlert, NewDeadLetter,
-    PartitionAdvance, PartitionClaim, StoredAlert,
+    PartitionAdvance, PartitionClaim, Source, StoredAlert,
 };
 use crate::store_error::StoreError;
 
@@ -260,8 +262,7 @@ async fn append(
     let (first_time, last_time) = (times().min().map(Time), times().max().map(Time));
     let letters: Vec<_> = batch.dead_letters.iter().map(DeadLetterRow::of).collect();
     let advances: Vec<_> = batch.advances.iter().map(AdvanceRow::of).collect();
-    let parameters: [&(dyn ToSql + Sync); 6] =
-        [&alerts, &names_events, &first_time, &last_time, &letters, &advances];
+    let parameters: [&(dyn ToSql + Sync); 6] = [&alerts, &names_events, &first_time, &last_time, &letters, &advances];
     let row = client.query_one(statement, &parameters).await?;
     let fenced: Option<Vec<i64>> = row.try_get(1)?;
     if let Some(fenced) = fenced {
@@ -275,7 +276,7 @@ async fn append(
 #[postgres(name = "new_alert")]
 struct AlertRow<'a> {
     occurred_at: Option<Time>,
-    source: String,
+    source: SourceText<'a>,
     zone_id: Option<&'a str>,
     user_id: Option<&'a str>,
     status: Option<&'a str>,
@@ -292,7 +293,7 @@ impl<'a> AlertRow<'a> {
             .map_err(|error| StoreError::corrupt("database", format!("an alert's text: {error}")))?;
         Ok(Self {
             occurred_at: alert.occurred_at.map(Time),
-            source: source.to_string(),
+            source: SourceText(source),
             zone_id: columns.zone_id.as_deref(),
             user_id: columns.user_id.as_deref(),
             status: columns.status.as_deref(),
@@ -302,6 +303,20 @@ impl<'a> AlertRow<'a> {
             body,
         })
     }
+}
+
+/// Written where it goes, without a text in between.
+#[derive(Debug)]
+struct SourceText<'a>(&'a Source);
+
+impl ToSql for SourceText<'_> {
+    fn to_sql(&self, _: &Type, buffer: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        write!(buffer, "{}", self.0)?;
+        Ok(IsNull::No)
+    }
+
+    accepts!(TEXT);
+    to_sql_checked!();
 }
 
 #[derive(Debug, ToSql)]
@@ -353,14 +368,14 @@ impl<'a> AdvanceRow<'a> {
 /// `None`: it is past the budget of bytes.
 fn stored_alert(row: &Row) -> Result<Option<StoredAlert>, tokio_postgres::Error> {
     let Some(body) = row.try_get::<_, Option<String>>(9)? else { return Ok(None) };
-    let text = |index: usize| row.try_get::<_, Option<&str>>(index).map(|value| value.map(Box::from));
+    let text = |index: usize| row.try_get::<_, Option<&str>>(index).map(|value| value.map(CompactString::from));
     Ok(Some(StoredAlert {
         seq: row.try_get(0)?,
         received_at: row.try_get::<_, Time>(1)?.0,
         occurred_at: row.try_get::<_, Option<Time>>(2)?.map(|time| time.0),
         source: row.try_get(3)?,
         columns: AlertColumns { zone_id: text(4)?, user_id: text(5)?, status: text(6)?, camera_id: text(7)? },
-        user_name: row.try_get(8)?,
+        user_name: text(8)?,
         body: body.into(),
     }))
 }

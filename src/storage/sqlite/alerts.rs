@@ -2,6 +2,7 @@
 //! the indexes.
 
 use async_trait::async_trait;
+use compact_str::CompactString;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
@@ -180,12 +181,12 @@ fn insert_alerts(
             received_at,
             alert.occurred_at.map(Timestamp::as_micros),
             source.to_string(),
-            columns.zone_id,
-            columns.user_id,
-            columns.status,
-            columns.camera_id,
-            alert.user_name,
-            alert.event_id,
+            columns.zone_id.as_deref(),
+            columns.user_id.as_deref(),
+            columns.status.as_deref(),
+            columns.camera_id.as_deref(),
+            alert.user_name.as_deref(),
+            alert.event_id.as_deref(),
             body,
         ])?;
         last += i64::from(inserted > 0);
@@ -291,14 +292,14 @@ fn selection(query: &AlertQuery) -> (String, Vec<Value>) {
 }
 
 fn stored_alert(row: &Row<'_>) -> rusqlite::Result<StoredAlert> {
-    let text = |index: usize| codec::optional_text(row, index).map(|value| value.map(Box::from));
+    let text = |index: usize| codec::optional_text(row, index).map(|value| value.map(CompactString::from));
     Ok(StoredAlert {
         seq: row.get(0)?,
         received_at: codec::time(row, 1)?,
         occurred_at: codec::optional_time(row, 2)?,
         source: codec::text(row, 3)?.into_owned(),
         columns: AlertColumns { zone_id: text(4)?, user_id: text(5)?, status: text(6)?, camera_id: text(7)? },
-        user_name: codec::optional_text(row, 8)?.map(std::borrow::Cow::into_owned),
+        user_name: text(8)?,
         body: codec::text(row, 9)?.into_owned().into(),
     })
 }

@@ -187,7 +187,7 @@ impl<'a> Consumer<'a> {
 fn new_alert(lane: &str, number: i64, source: Source) -> NewAlert {
     let limits = DecodeLimits { max_bytes: 1024, timezone: Config::from_settings(&[]).expect("valid").alerts.timezone };
     let text = json!({"lane": lane, "number": number}).to_string();
-    NewAlert { alert: decode(&Bytes::from(text), &limits).expect("an alert"), source }
+    NewAlert { alert: decode(Bytes::from(text), &limits).expect("an alert"), source }
 }
 
 /// What the log holds of one lane, and what is wrong with it.
