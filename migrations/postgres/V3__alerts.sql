@@ -65,27 +65,61 @@ CREATE TYPE new_dead_letter AS (
 );
 CREATE TYPE partition_advance AS (topic text, "partition" integer, epoch bigint, expected bigint, next bigint);
 
+-- Rows of alerts that name no event, numbered from last + 1. Unnested in the list of columns they go from the array
+-- to the table one by one; in FROM they would all be written down first.
+CREATE FUNCTION insert_alerts(last bigint, alerts new_alert[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO alert (seq, occurred_at, source, zone_id, user_id, status, camera_id, user_name, body)
+        SELECT last + ordinal, (new).occurred_at, (new).source, (new).zone_id, (new).user_id, (new).status,
+            (new).camera_id, (new).user_name, (new).body
+        FROM (SELECT unnest(alerts) AS new, generate_series(1, cardinality(alerts)) AS ordinal) AS incoming;
+END $$;
+
+-- Waits for the append that numbers up to this, and makes others wait for ours.
+CREATE FUNCTION hold_alerts_up_to(seq bigint) RETURNS void LANGUAGE sql AS $$
+    SELECT pg_advisory_xact_lock(1634497140, (seq & 2147483647)::integer)
+$$;
+
 -- Appends a batch. A function, because the duplicates of an event_id are looked up with a snapshot
 -- that is taken after the head is locked. names_events: whether any of the alerts has an event_id. first_time,
 -- last_time: of those of the alerts. fenced: ordinals of the advances that somebody else's claim made void; then
--- nothing was done. seqs: one for each alert, null for a duplicate.
+-- nothing was done. seqs: one for each alert, null for a duplicate; not told where no alert names an event, for
+-- then all are stored, and last is the number of the last one.
+--
+-- expected: where the log will end once the append that is under way is committed. Then the rows, most of the
+-- work, are inserted beside it and before the head is locked; where the log ends elsewhere, or the head is somebody
+-- else's, the call fails and nothing of it stays. Not for alerts that name events. The head is never waited for
+-- with rows inserted: whoever has it may be waiting for their numbers.
 CREATE FUNCTION append_alerts(
     alerts new_alert[], names_events boolean, first_time timestamptz, last_time timestamptz,
-    letters new_dead_letter[], advances partition_advance[],
-    OUT seqs bigint[], OUT fenced bigint[]
+    letters new_dead_letter[], advances partition_advance[], expected bigint,
+    OUT seqs bigint[], OUT last bigint, OUT fenced bigint[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
-    last bigint;
-    count bigint;
+    count bigint := cardinality(alerts);
 BEGIN
-    SELECT last_seq INTO STRICT last FROM alert_log FOR UPDATE;
+    IF expected IS NULL THEN
+        SELECT last_seq INTO STRICT last FROM alert_log FOR UPDATE;
+        PERFORM hold_alerts_up_to(last + count);
+    ELSE
+        PERFORM hold_alerts_up_to(expected + count);
+        PERFORM insert_alerts(expected, alerts);
+        PERFORM hold_alerts_up_to(expected);
+        SELECT last_seq INTO STRICT last FROM alert_log FOR UPDATE NOWAIT;
+        IF last <> expected THEN
+            RAISE EXCEPTION 'the log ends with %, not with %', last, expected;
+        END IF;
+    END IF;
+
     PERFORM 1 FROM kafka_offset AS k JOIN unnest(advances) AS a USING (topic, "partition")
         ORDER BY topic, "partition" FOR UPDATE OF k;
     SELECT array_agg(a.ordinal) INTO fenced
         FROM unnest(advances) WITH ORDINALITY AS a(topic, "partition", epoch, expected, next, ordinal)
         LEFT JOIN kafka_offset AS k USING (topic, "partition")
         WHERE k.epoch IS NULL OR k.epoch <> a.epoch OR k.next IS DISTINCT FROM a.expected;
-    IF fenced IS NOT NULL THEN
+    IF fenced IS NOT NULL AND expected IS NOT NULL THEN
+        RAISE EXCEPTION 'an advance is void';
+    ELSIF fenced IS NOT NULL THEN
         RETURN;
     END IF;
 
@@ -94,17 +128,7 @@ BEGIN
 
     INSERT INTO dead_letter (topic, "partition", "offset", reason, size, raw) SELECT * FROM unnest(letters);
 
-    -- Most detectors name no events: then every alert is new, and its number is its place.
-    IF NOT names_events THEN
-        -- Unnested in the list of columns the rows go from the array to the table one by one; in FROM they would
-        -- all be written down first.
-        INSERT INTO alert (seq, occurred_at, source, zone_id, user_id, status, camera_id, user_name, body)
-            SELECT last + ordinal, (new).occurred_at, (new).source, (new).zone_id, (new).user_id, (new).status,
-                (new).camera_id, (new).user_name, (new).body
-            FROM (SELECT unnest(alerts) AS new, generate_series(1, cardinality(alerts)) AS ordinal) AS incoming;
-        GET DIAGNOSTICS count = ROW_COUNT;
-        seqs := ARRAY(SELECT last + place FROM generate_series(1, count) AS place);
-    ELSE
+    IF names_events THEN
         WITH incoming AS (
             SELECT *, row_number() OVER (PARTITION BY event_id ORDER BY ordinal) AS occurrence
             FROM unnest(alerts) WITH ORDINALITY
@@ -120,6 +144,8 @@ BEGIN
         )
         SELECT array_agg(n.seq ORDER BY i.ordinal), count(n.seq) INTO seqs, count
             FROM incoming AS i LEFT JOIN numbered AS n USING (ordinal);
+    ELSIF expected IS NULL THEN
+        PERFORM insert_alerts(last, alerts);
     END IF;
     IF count > 0 THEN
         UPDATE alert_log SET last_seq = last + count;
@@ -130,4 +156,5 @@ BEGIN
                 SET earliest = least(s.earliest, excluded.earliest), latest = greatest(s.latest, excluded.latest)
                 WHERE excluded.earliest < s.earliest OR excluded.latest > s.latest;
     END IF;
+    last := last + count;
 END $$;

@@ -24,7 +24,7 @@ use crate::telemetry::metrics::Metrics;
 /// Batches that wait for their append; more callers wait for a place.
 const QUEUED_BATCHES: usize = 1024;
 /// One append takes at most so much, unless one caller's batch alone is larger.
-const MAX_ALERTS: usize = 2_000;
+const MAX_ALERTS: usize = 4_000;
 const MAX_BYTES: usize = 8 * 1024 * 1024;
 /// Appends of Kafka's alerts, for which nobody waits, begin no sooner one after the other: a commit and a look
 /// into the log for each single alert would be most of the work.

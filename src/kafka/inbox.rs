@@ -12,7 +12,7 @@ use crate::alerts::decode::DecodeError;
 use crate::alerts::types::{NewAlert, NewDeadLetter};
 
 /// One batch takes at most so much, but always one message.
-const BATCH_MESSAGES: usize = 2_000;
+const BATCH_MESSAGES: usize = 4_000;
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 /// Beyond one of these the consumer is paused, below half of both it goes on.

@@ -86,6 +86,7 @@ metrics! {
     alerts_rejected: IntCounterVec = "alerts_rejected_total" ["source", "reason"], "Messages that are no alert.";
     alerts_append_seconds: Histogram = "alerts_append_seconds" in LATENCY_SECONDS, "Appends to the log.";
     alerts_append_rows: Histogram = "alerts_append_rows" in BATCH_SIZES, "Alerts per append.";
+    alerts_appends_ahead: IntCounterVec = "alerts_appends_ahead_total" ["outcome"], "Appends to PostgreSQL begun before the one under way was committed: kept, repeated.";
     alerts_waiting: IntGauge = "alerts_waiting", "Alerts received and not stored yet.";
     alerts_last_seq: IntGauge = "alerts_last_seq", "The last alert that this instance has seen in the log.";
 

@@ -457,7 +457,7 @@ async fn stored_names(app: &TestApp) -> Vec<Option<String>> {
         to: None,
     };
     let alerts = app.state.log.list_alerts(&query).await.expect("the log can be read").alerts;
-    alerts.into_iter().map(|alert| alert.user_name).collect()
+    alerts.into_iter().map(|alert| alert.user_name.map(Into::into)).collect()
 }
 
 async fn a_missing_name_is_filled_in_the_column_only(database: Database) {

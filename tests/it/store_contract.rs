@@ -1,6 +1,7 @@
 //! What both engines promise behind the ports, each behaviour written once and run on both; at the end
 //! what only a file or only a server can do wrong.
 
+mod ahead;
 mod alerts;
 mod feed;
 mod sqlite_file;
@@ -26,6 +27,7 @@ pub struct Store {
     pub directory: Arc<dyn DirectoryStore>,
     pub alerts: Arc<dyn AlertLog>,
     pub health: HealthBoard,
+    pub metrics: Arc<Metrics>,
     lifecycle: Lifecycle,
 }
 
@@ -42,8 +44,8 @@ impl Store {
         let config = Config::from_settings(&all).expect("valid settings");
         let (lifecycle, health) = (Lifecycle::new(), HealthBoard::default());
         let metrics = Arc::new(Metrics::new().expect("metrics"));
-        let storage = storage::start(&config.database, &lifecycle, metrics, health.clone())?;
-        Ok(Self { directory: storage.directory, alerts: storage.alerts, health, lifecycle })
+        let storage = storage::start(&config.database, &lifecycle, metrics.clone(), health.clone())?;
+        Ok(Self { directory: storage.directory, alerts: storage.alerts, health, metrics, lifecycle })
     }
 
     pub async fn until(&self, state: State) {

@@ -1,13 +1,16 @@
-//! `AlertLog` over SQL: appends are one call of `append_alerts` (see the migration), reads are plain
-//! statements over the indexes.
+//! `AlertLog` over SQL: appends are one call of `append_alerts` (see the migration), two of them beside each
+//! other where the second one's place can be foretold; reads are plain statements over the indexes.
 
 use std::error::Error;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
 use compact_str::CompactString;
+use parking_lot::Mutex;
 use postgres_types::{IsNull, ToSql, Type, accepts, to_sql_checked};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{GenericClient, Row};
 
 use super::codec::Time;
@@ -19,27 +22,50 @@ use crate::alerts::types::{
     PartitionAdvance, PartitionClaim, Source, StoredAlert,
 };
 use crate::store_error::StoreError;
+use crate::telemetry::metrics::Metrics;
 
 pub struct PostgresAlertLog {
     pool: Pool,
+    forecast: Mutex<Forecast>,
+    metrics: Arc<Metrics>,
 }
 
 impl PostgresAlertLog {
-    pub fn new(pool: Pool) -> Self {
-        Self { pool }
+    pub fn new(pool: Pool, metrics: Arc<Metrics>) -> Self {
+        Self { pool, forecast: Mutex::default(), metrics }
     }
 }
 
 #[async_trait]
 impl AlertLog for PostgresAlertLog {
     async fn append(&self, batch: &AppendBatch) -> Result<Appended, AppendError> {
+        let mut place = Place::take(&self.forecast, &batch.alerts);
+        // Where the work is repeated the forecast is none any more.
+        let expected = Mutex::new(place.expected);
+        let (expected, metrics) = (&expected, &self.metrics);
         let appending = self.pool.run("append_alerts", move |mut lease| async move {
             let client = lease.client()?;
             let statement = client.prepare_cached(APPEND).await?;
-            let appended = append(&***client, &statement, batch).await?;
+            let foretold = expected.lock().take();
+            if let Some(expected) = foretold {
+                let count = |outcome: &str| metrics.alerts_appends_ahead.with_label_values(&[outcome]).inc();
+                match append(&***client, &statement, batch, Some(expected)).await {
+                    Err(WorkError::Driver(error)) if is_mistake(&error) => count("repeated"),
+                    Err(error) => return Err(error),
+                    Ok(appended) => {
+                        count("kept");
+                        return Ok((lease, appended));
+                    }
+                }
+            }
+            let appended = append(&***client, &statement, batch, None).await?;
             Ok((lease, appended))
         });
-        appending.await?.map_err(|fenced| {
+        let appended = appending.await?;
+        if let Ok(appended) = &appended {
+            place.last = appended.seqs.iter().flatten().max().copied();
+        }
+        appended.map_err(|fenced| {
             let advances = fenced.iter().filter_map(|ordinal| usize::try_from(*ordinal - 1).ok());
             AppendError::Fenced(advances.filter_map(|index| batch.advances.get(index).cloned()).collect())
         })
@@ -143,7 +169,7 @@ impl AlertLog for PostgresAlertLog {
                     return Ok((lease, None));
                 }
                 let statement = transaction.prepare_cached(APPEND).await?;
-                let appended = append(&*transaction, &statement, batch).await?;
+                let appended = append(&*transaction, &statement, batch, None).await?;
                 transaction.commit().await?;
                 let seq = appended.ok().and_then(|appended| appended.seqs.first().copied().flatten());
                 Ok((lease, Some(seq)))
@@ -245,7 +271,7 @@ impl ToSql for Parameter<'_> {
     to_sql_checked!();
 }
 
-const APPEND: &str = "SELECT seqs, fenced FROM append_alerts($1, $2, $3, $4, $5, $6)";
+const APPEND: &str = "SELECT seqs, last, fenced FROM append_alerts($1, $2, $3, $4, $5, $6, $7)";
 
 const DEAD_LETTERS: &str =
     r#"SELECT id, received_at, topic, "partition", "offset", reason, size, raw FROM dead_letter"#;
@@ -255,6 +281,7 @@ async fn append(
     client: &impl GenericClient,
     statement: &tokio_postgres::Statement,
     batch: &AppendBatch,
+    expected: Option<i64>,
 ) -> Result<Result<Appended, Vec<i64>>, WorkError> {
     let alerts = batch.alerts.iter().map(AlertRow::of).collect::<Result<Vec<_>, _>>()?;
     let names_events = alerts.iter().any(|row| row.event_id.is_some());
@@ -262,14 +289,100 @@ async fn append(
     let (first_time, last_time) = (times().min().map(Time), times().max().map(Time));
     let letters: Vec<_> = batch.dead_letters.iter().map(DeadLetterRow::of).collect();
     let advances: Vec<_> = batch.advances.iter().map(AdvanceRow::of).collect();
-    let parameters: [&(dyn ToSql + Sync); 6] = [&alerts, &names_events, &first_time, &last_time, &letters, &advances];
+    let parameters: [&(dyn ToSql + Sync); 7] =
+        [&alerts, &names_events, &first_time, &last_time, &letters, &advances, &expected];
     let row = client.query_one(statement, &parameters).await?;
-    let fenced: Option<Vec<i64>> = row.try_get(1)?;
+    let fenced: Option<Vec<i64>> = row.try_get(2)?;
     if let Some(fenced) = fenced {
         return Ok(Err(fenced));
     }
-    let seqs: Option<Vec<Option<i64>>> = row.try_get(0)?;
-    Ok(Ok(Appended { seqs: seqs.unwrap_or_default() }))
+    let seqs = match row.try_get(0)? {
+        Some(seqs) => seqs,
+        None => {
+            let last: i64 = row.try_get(1)?;
+            let before = last - i64::try_from(batch.alerts.len()).unwrap_or(last);
+            (before + 1..=last).map(Some).collect()
+        }
+    };
+    Ok(Ok(Appended { seqs }))
+}
+
+/// Whether an append that was made ahead failed as it may: its place was another's.
+fn is_mistake(error: &tokio_postgres::Error) -> bool {
+    let mistakes = [
+        SqlState::RAISE_EXCEPTION,
+        SqlState::LOCK_NOT_AVAILABLE,
+        SqlState::UNIQUE_VIOLATION,
+        SqlState::T_R_DEADLOCK_DETECTED,
+    ];
+    error.code().is_some_and(|code| mistakes.contains(code))
+}
+
+/// Where the log will end once the appends under way are committed, as far as one process can know: others
+/// append too. Pure.
+#[derive(Default)]
+struct Forecast {
+    end: Option<i64>,
+    /// How many alerts each of them has; `None`: repeated events may be among them.
+    under_way: Vec<Option<i64>>,
+    /// After a mistake so many appends are not made ahead.
+    rest: u32,
+    rested: u32,
+}
+
+const LEAST_REST: u32 = 2;
+const MOST_REST: u32 = 1024;
+
+impl Forecast {
+    /// Begins an append of so many alerts. Where it may be made ahead: the number that it goes on from.
+    fn begin(&mut self, count: Option<i64>) -> Option<i64> {
+        // Behind two, the one before may still be waiting for its turn, and nobody waits for that one.
+        let may_go_ahead =
+            self.under_way.len() == 1 && self.rested >= self.rest && count.is_some_and(|count| count > 0);
+        let ahead = self.end.filter(|_| may_go_ahead);
+        self.rested = self.rested.saturating_add(1);
+        self.under_way.push(count);
+        self.end = self.end.zip(count).map(|(end, count)| end + count);
+        ahead
+    }
+
+    /// `expected`: what [`Self::begin`] said. `last`: the number of the last alert that was stored.
+    fn finish(&mut self, count: Option<i64>, expected: Option<i64>, last: Option<i64>) {
+        if let Some(place) = self.under_way.iter().position(|other| *other == count) {
+            self.under_way.remove(place);
+        }
+        let behind: Option<i64> = self.under_way.iter().copied().sum();
+        self.end = last.zip(behind).map(|(last, behind)| last + behind);
+        if expected.is_some() {
+            let foretold = expected.zip(count).map(|(expected, count)| expected + count);
+            self.rest = if last == foretold { 0 } else { (2 * self.rest).clamp(LEAST_REST, MOST_REST) };
+            self.rested = 0;
+        }
+    }
+}
+
+/// One append in the forecast, until it is dropped.
+struct Place<'a> {
+    forecast: &'a Mutex<Forecast>,
+    count: Option<i64>,
+    expected: Option<i64>,
+    /// The number of its last alert; `None` until it is known.
+    last: Option<i64>,
+}
+
+impl<'a> Place<'a> {
+    fn take(forecast: &'a Mutex<Forecast>, alerts: &[NewAlert]) -> Self {
+        let names_events = alerts.iter().any(|new| new.alert.event_id.is_some());
+        let count = if names_events { None } else { i64::try_from(alerts.len()).ok() };
+        let expected = forecast.lock().begin(count);
+        Self { forecast, count, expected, last: None }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.forecast.lock().finish(self.count, self.expected, self.last);
+    }
 }
 
 #[derive(Debug, ToSql)]
@@ -398,6 +511,58 @@ mod tests {
     use super::*;
     use crate::alerts::types::AlertFilter;
     use crate::time::Timestamp;
+
+    #[test]
+    fn the_second_of_two_appends_may_be_made_ahead() {
+        let mut forecast = Forecast::default();
+        assert_eq!(forecast.begin(Some(5)), None, "nobody knows where the log ends");
+        assert_eq!(forecast.begin(Some(5)), None);
+        forecast.finish(Some(5), None, Some(5));
+        forecast.finish(Some(5), None, Some(10));
+        assert_eq!(forecast.begin(Some(3)), None, "nothing is under way");
+        assert_eq!(forecast.begin(Some(4)), Some(13));
+        assert_eq!(forecast.begin(Some(1)), None, "two are under way");
+        forecast.finish(Some(3), None, Some(13));
+        forecast.finish(Some(4), Some(13), Some(17));
+        assert_eq!(forecast.begin(Some(2)), Some(18));
+    }
+
+    #[test]
+    fn where_repeated_events_may_be_nothing_is_foretold() {
+        let mut forecast = Forecast { end: Some(10), ..Forecast::default() };
+        forecast.begin(Some(1));
+        assert_eq!(forecast.begin(None), None);
+        forecast.finish(Some(1), None, Some(11));
+        assert_eq!(forecast.begin(Some(1)), None, "nobody knows how many the one under way has");
+        forecast.finish(None, None, Some(12));
+        assert_eq!(forecast.begin(Some(1)), Some(13));
+        assert_eq!(forecast.begin(Some(0)), None);
+    }
+
+    #[test]
+    fn each_mistake_is_followed_by_a_longer_rest() {
+        let mut forecast = Forecast { end: Some(0), ..Forecast::default() };
+        let mut last = 0;
+        let mut until_ahead = |forecast: &mut Forecast, added: i64| {
+            for appends in 0.. {
+                forecast.begin(Some(1));
+                let expected = forecast.begin(Some(1));
+                forecast.finish(Some(1), None, Some(last + 1));
+                last += 2 + if expected.is_some() { added } else { 0 };
+                forecast.finish(Some(1), expected, Some(last));
+                if expected.is_some() {
+                    return appends;
+                }
+            }
+            unreachable!("for ever is long")
+        };
+        // Two appends each; the first that may be made ahead is the second one.
+        assert_eq!([7, 7, 7, 7, 0, 0].map(|added| until_ahead(&mut forecast, added)), [0, 1, 2, 4, 8, 0]);
+        forecast.begin(Some(1));
+        let expected = forecast.begin(Some(1));
+        forecast.finish(Some(1), expected, None);
+        assert_eq!((expected.is_some(), forecast.end, forecast.rest), (true, None, LEAST_REST), "it failed");
+    }
 
     const ROWS: i64 = 40_000;
 

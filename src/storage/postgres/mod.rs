@@ -42,14 +42,14 @@ pub fn start(
     let limit = config.operation_timeout;
     let endpoint = Endpoint::parse(url, limit)?;
     let (obstacle, waiting) = watch::channel(Some("it is not connected yet".to_owned()));
-    let pool = Pool::new(&endpoint, config.pool_size, limit, waiting, metrics)?;
+    let pool = Pool::new(&endpoint, config.pool_size, limit, waiting, metrics.clone())?;
     health.report(name::DATABASE, State::Starting, Some("connecting".to_owned()));
     let keeper =
         Keeper { url: url.clone(), pool: pool.clone(), obstacle, health, closing: lifecycle.closing().clone() };
     lifecycle.spawn_service("database", keeper.run());
     Ok(Storage {
         directory: Arc::new(directory::PostgresDirectory::start(pool.clone(), endpoint, limit, lifecycle)),
-        alerts: Arc::new(alerts::PostgresAlertLog::new(pool)),
+        alerts: Arc::new(alerts::PostgresAlertLog::new(pool, metrics)),
     })
 }
 

@@ -45,14 +45,14 @@ pub fn text_alert(body: &str) -> NewAlert {
 
 fn event(event_id: &str) -> NewAlert {
     let mut new = text_alert(&format!("{{\"event_id\":\"{event_id}\"}}"));
-    new.alert.event_id = Some(event_id.to_owned());
+    new.alert.event_id = Some(event_id.into());
     new
 }
 
 /// zone, user, status, camera; empty: none.
 fn filed(columns: [&str; 4], occurred_at: i64) -> NewAlert {
     let mut new = text_alert("{}");
-    let column = |text: &str| (!text.is_empty()).then(|| Box::from(text));
+    let column = |text: &str| (!text.is_empty()).then(|| text.into());
     let [zone_id, user_id, status, camera_id] = columns.map(column);
     new.alert.columns = AlertColumns { zone_id, user_id, status, camera_id };
     new.alert.occurred_at = Some(Timestamp::from_micros(occurred_at));
@@ -63,11 +63,11 @@ pub fn alerts_of(alerts: impl IntoIterator<Item = NewAlert>) -> AppendBatch {
     AppendBatch { alerts: alerts.into_iter().collect(), ..AppendBatch::default() }
 }
 
-fn query(direction: Direction, limit: u32) -> AlertQuery {
+pub fn query(direction: Direction, limit: u32) -> AlertQuery {
     AlertQuery { direction, limit, max_bytes: 1 << 20, filter: AlertFilter::default(), from: None, to: None }
 }
 
-fn advance(partition: i32, claim: PartitionClaim, next: i64) -> PartitionAdvance {
+pub fn advance(partition: i32, claim: PartitionClaim, next: i64) -> PartitionAdvance {
     PartitionAdvance { topic: "t".into(), partition, epoch: claim.epoch, expected_next: claim.next, next }
 }
 
@@ -78,7 +78,7 @@ fn letter(offset: i64, raw: &[u8]) -> NewDeadLetter {
 }
 
 impl Store {
-    async fn append(&self, batch: AppendBatch) -> Vec<Option<i64>> {
+    pub async fn append(&self, batch: AppendBatch) -> Vec<Option<i64>> {
         self.alerts.append(&batch).await.expect("it is stored").seqs
     }
 
@@ -86,7 +86,7 @@ impl Store {
         self.alerts.list_alerts(query).await.expect("the log answers").alerts
     }
 
-    async fn seqs(&self, query: &AlertQuery) -> Vec<i64> {
+    pub async fn seqs(&self, query: &AlertQuery) -> Vec<i64> {
         self.list(query).await.iter().map(|alert| alert.seq).collect()
     }
 }
@@ -109,7 +109,7 @@ async fn an_alert_is_kept_byte_for_byte_with_its_columns(database: Database) {
     let body = "{ \"z\" : 1.0, \"a\":12345678901234567890,\"e\":1e999,\n\t\"name\":\"🧑‍🚀 \\u0000 \\ud83d\", \"z\":2 }";
     let mut first = filed(["дверь 🚪", "7", "violation", "12"], -62_135_596_800_000_000);
     first.alert.body = Bytes::from_static(body.as_bytes());
-    first.alert.user_name = Some("Ада 🧑‍🚀".to_owned());
+    first.alert.user_name = Some("Ада 🧑‍🚀".into());
     first.source = Source::Kafka { topic: "person_reid_alerts".into(), partition: 2, offset: i64::MAX };
     let before = Timestamp::now().as_micros();
     store.append(alerts_of([first.clone(), text_alert("{}")])).await;
