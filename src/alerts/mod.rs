@@ -3,6 +3,7 @@
 
 pub mod decode;
 pub mod doorbell;
+pub mod forecast;
 pub mod ingest;
 pub mod log;
 pub mod routes;
