@@ -88,8 +88,8 @@ $$;
 --
 -- expected: where the log will end once the append that is under way is committed. Then the rows, most of the
 -- work, are inserted beside it and before the head is locked; where the log ends elsewhere, or the head is somebody
--- else's, the call fails and nothing of it stays. Not for alerts that name events. The head is never waited for
--- with rows inserted: whoever has it may be waiting for their numbers.
+-- else's, the call fails and nothing of it stays. Not for alerts that name events. With rows inserted the head is never
+-- waited for, and a row of another's for a moment only: whoever has the head may be waiting for our numbers.
 CREATE FUNCTION append_alerts(
     alerts new_alert[], names_events boolean, first_time timestamptz, last_time timestamptz,
     letters new_dead_letter[], advances partition_advance[], expected bigint,
@@ -97,17 +97,20 @@ CREATE FUNCTION append_alerts(
 ) LANGUAGE plpgsql AS $$
 DECLARE
     count bigint := cardinality(alerts);
+    patience text := current_setting('lock_timeout');
 BEGIN
     IF expected IS NULL THEN
         SELECT last_seq INTO STRICT last FROM alert_log FOR UPDATE;
         PERFORM hold_alerts_up_to(last + count);
     ELSE
         PERFORM hold_alerts_up_to(expected + count);
+        PERFORM set_config('lock_timeout', '100ms', true);
         PERFORM insert_alerts(expected, alerts);
+        PERFORM set_config('lock_timeout', patience, true);
         PERFORM hold_alerts_up_to(expected);
         SELECT last_seq INTO STRICT last FROM alert_log FOR UPDATE NOWAIT;
         IF last <> expected THEN
-            RAISE EXCEPTION 'the log ends with %, not with %', last, expected;
+            RAISE serialization_failure USING MESSAGE = format('the log ends with %s, not with %s', last, expected);
         END IF;
     END IF;
 
@@ -118,7 +121,7 @@ BEGIN
         LEFT JOIN kafka_offset AS k USING (topic, "partition")
         WHERE k.epoch IS NULL OR k.epoch <> a.epoch OR k.next IS DISTINCT FROM a.expected;
     IF fenced IS NOT NULL AND expected IS NOT NULL THEN
-        RAISE EXCEPTION 'an advance is void';
+        RAISE serialization_failure USING MESSAGE = 'an advance is void';
     ELSIF fenced IS NOT NULL THEN
         RETURN;
     END IF;

@@ -95,9 +95,9 @@ pub fn decode(raw: Bytes, limits: &DecodeLimits) -> Result<DecodedAlert, DecodeE
         camera_id: column(fields.camera_id),
     };
     let user_name = text_of(fields.user_name).filter(|name| !name.contains('\0')).map(CompactString::from);
-    let is_whole = object.len() == raw.len();
-    let body = raw.slice_ref(object.as_bytes());
-    Ok(DecodedAlert { body: if is_whole { raw } else { body }, event_id, occurred_at, columns, user_name })
+    // A slice of it would take memory for being shared.
+    let part = (object.len() < raw.len()).then(|| raw.slice_ref(object.as_bytes()));
+    Ok(DecodedAlert { body: part.unwrap_or(raw), event_id, occurred_at, columns, user_name })
 }
 
 /// The fields that are looked at; of a repeated key the last one counts, as in Python.
@@ -259,6 +259,17 @@ mod tests {
         assert_eq!(alert.event_id, None);
         assert_eq!(alert.user_name.as_deref(), Some("Ann"));
         assert_eq!(alert.occurred_at.expect("a time").to_string(), "2026-11-24T10:00:00.000000Z");
+    }
+
+    #[test]
+    fn keys_are_read_as_python_reads_them() {
+        let zone = |text: &str| read(text).expect("an object").columns.zone_id;
+        assert_eq!(zone(r#"{"zone_id":1,"zone_id":2}"#).as_deref(), Some("2"), "the last one counts");
+        assert_eq!(zone(r#"{"zone\u005fid":"\u0041"}"#).as_deref(), Some("A"), "escapes are the same text");
+        assert_eq!(zone(r#"{"\ud800":1,"zone_id":2}"#), None, "a key that no text can hold costs the columns alone");
+        assert_eq!(zone(r#"{"zone_id":"\ud800"}"#), None);
+        assert_eq!(zone(r#"{"zone_id":-0}"#).as_deref(), Some("0"));
+        assert_eq!(zone(r#"{"zone_id":"a\u0000"}"#), None);
     }
 
     #[test]

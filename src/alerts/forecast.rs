@@ -9,9 +9,10 @@ use super::types::NewAlert;
 pub struct Place<'a> {
     forecast: &'a Mutex<Forecast>,
     count: Option<i64>,
-    /// Where the log ends before it, where that is foretold.
-    pub expected: Option<i64>,
-    /// The number of its last alert; `None` until it is known.
+    expected: Option<i64>,
+    /// What is foretold was wrong: the work that was done ahead is repeated.
+    pub is_mistaken: bool,
+    /// Where the log ends after it; `None` until it is stored.
     pub last: Option<i64>,
 }
 
@@ -21,13 +22,22 @@ impl<'a> Place<'a> {
         let names_events = alerts.iter().any(|new| new.alert.event_id.is_some());
         let count = if names_events { None } else { i64::try_from(alerts.len()).ok() };
         let expected = forecast.lock().begin(count);
-        Self { forecast, count, expected, last: None }
+        Self { forecast, count, expected, is_mistaken: false, last: None }
+    }
+
+    /// Where it may be made ahead: where the log will end before it.
+    pub fn ahead(&self) -> Option<i64> {
+        self.expected.filter(|_| !self.is_mistaken)
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.forecast.lock().finish(self.count, self.expected, self.last);
+        let mut forecast = self.forecast.lock();
+        forecast.finish(self.count, self.last);
+        if self.expected.is_some() {
+            forecast.learn(self.is_mistaken);
+        }
     }
 }
 
@@ -49,7 +59,7 @@ const MOST_REST: u32 = 1024;
 impl Forecast {
     /// Begins an append of so many alerts. Where it may be made ahead: the number that it goes on from.
     fn begin(&mut self, count: Option<i64>) -> Option<i64> {
-        // Behind two, the one before may still be waiting for its turn, and nobody waits for that one.
+        // The second of two may itself be waiting for the head: it has no number yet that a third could wait for.
         let may_go_ahead =
             self.under_way.len() == 1 && self.rested >= self.rest && count.is_some_and(|count| count > 0);
         let ahead = self.end.filter(|_| may_go_ahead);
@@ -59,18 +69,19 @@ impl Forecast {
         ahead
     }
 
-    /// `expected`: what [`Self::begin`] said. `last`: the number of the last alert that was stored.
-    fn finish(&mut self, count: Option<i64>, expected: Option<i64>, last: Option<i64>) {
+    /// `last`: where the log ends after it; `None`: it is not stored, or nobody knows.
+    fn finish(&mut self, count: Option<i64>, last: Option<i64>) {
         if let Some(place) = self.under_way.iter().position(|other| *other == count) {
             self.under_way.remove(place);
         }
         let behind: Option<i64> = self.under_way.iter().copied().sum();
         self.end = last.zip(behind).map(|(last, behind)| last + behind);
-        if expected.is_some() {
-            let foretold = expected.zip(count).map(|(expected, count)| expected + count);
-            self.rest = if last == foretold { 0 } else { (2 * self.rest).clamp(LEAST_REST, MOST_REST) };
-            self.rested = 0;
-        }
+    }
+
+    /// From an append that was made ahead.
+    fn learn(&mut self, is_mistaken: bool) {
+        self.rest = if is_mistaken { (2 * self.rest).clamp(LEAST_REST, MOST_REST) } else { self.rest / 2 };
+        self.rested = 0;
     }
 }
 
@@ -83,14 +94,16 @@ mod tests {
         let mut forecast = Forecast::default();
         assert_eq!(forecast.begin(Some(5)), None, "nobody knows where the log ends");
         assert_eq!(forecast.begin(Some(5)), None);
-        forecast.finish(Some(5), None, Some(5));
-        forecast.finish(Some(5), None, Some(10));
+        forecast.finish(Some(5), Some(5));
+        forecast.finish(Some(5), Some(10));
         assert_eq!(forecast.begin(Some(3)), None, "nothing is under way");
         assert_eq!(forecast.begin(Some(4)), Some(13));
         assert_eq!(forecast.begin(Some(1)), None, "two are under way");
-        forecast.finish(Some(3), None, Some(13));
-        forecast.finish(Some(4), Some(13), Some(17));
+        forecast.finish(Some(3), Some(13));
+        forecast.finish(Some(4), Some(17));
         assert_eq!(forecast.begin(Some(2)), Some(18));
+        forecast.finish(Some(1), None);
+        assert_eq!(forecast.begin(Some(2)), None, "one failed: perhaps it is stored");
     }
 
     #[test]
@@ -98,9 +111,9 @@ mod tests {
         let mut forecast = Forecast { end: Some(10), ..Forecast::default() };
         forecast.begin(Some(1));
         assert_eq!(forecast.begin(None), None);
-        forecast.finish(Some(1), None, Some(11));
+        forecast.finish(Some(1), Some(11));
         assert_eq!(forecast.begin(Some(1)), None, "nobody knows how many the one under way has");
-        forecast.finish(None, None, Some(12));
+        forecast.finish(None, Some(12));
         assert_eq!(forecast.begin(Some(1)), Some(13));
         assert_eq!(forecast.begin(Some(0)), None);
     }
@@ -108,25 +121,29 @@ mod tests {
     #[test]
     fn each_mistake_is_followed_by_a_longer_rest() {
         let mut forecast = Forecast { end: Some(0), ..Forecast::default() };
-        let mut last = 0;
-        let mut until_ahead = |forecast: &mut Forecast, added: i64| {
-            for appends in 0.. {
+        // Pairs of appends until the second one is made ahead.
+        let mut until_ahead = |is_mistaken: bool| {
+            for pairs in 1.. {
                 forecast.begin(Some(1));
-                let expected = forecast.begin(Some(1));
-                forecast.finish(Some(1), None, Some(last + 1));
-                last += 2 + if expected.is_some() { added } else { 0 };
-                forecast.finish(Some(1), expected, Some(last));
-                if expected.is_some() {
-                    return appends;
+                let is_ahead = forecast.begin(Some(1)).is_some();
+                let end = forecast.end;
+                forecast.finish(Some(1), end.map(|end| end - 1));
+                forecast.finish(Some(1), end);
+                if is_ahead {
+                    forecast.learn(is_mistaken);
+                    return pairs;
                 }
             }
             unreachable!("for ever is long")
         };
-        // Two appends each; the first that may be made ahead is the second one.
-        assert_eq!([7, 7, 7, 7, 0, 0].map(|added| until_ahead(&mut forecast, added)), [0, 1, 2, 4, 8, 0]);
-        forecast.begin(Some(1));
-        let expected = forecast.begin(Some(1));
-        forecast.finish(Some(1), expected, None);
-        assert_eq!((expected.is_some(), forecast.end, forecast.rest), (true, None, LEAST_REST), "it failed");
+        assert_eq!([true, true, true, true].map(&mut until_ahead), [1, 2, 3, 5]);
+        assert_eq!([false, false, false, false, false].map(&mut until_ahead), [9, 5, 3, 2, 1]);
+    }
+
+    #[test]
+    fn a_place_that_is_given_up_leaves_no_trace() {
+        let forecast = Mutex::new(Forecast { end: Some(7), ..Forecast::default() });
+        drop(Place::take(&forecast, &[]));
+        assert!(forecast.lock().under_way.is_empty() && forecast.lock().end.is_none());
     }
 }

@@ -71,10 +71,10 @@ pub fn advance(partition: i32, claim: PartitionClaim, next: i64) -> PartitionAdv
     PartitionAdvance { topic: "t".into(), partition, epoch: claim.epoch, expected_next: claim.next, next }
 }
 
-fn letter(offset: i64, raw: &[u8]) -> NewDeadLetter {
+pub fn letter(partition: i32, offset: i64, raw: &[u8]) -> NewDeadLetter {
     let reason = "not JSON: ☹".to_owned();
     let size = 70_000;
-    NewDeadLetter { topic: "t".into(), partition: 3, offset, reason, size, raw: Bytes::copy_from_slice(raw) }
+    NewDeadLetter { topic: "t".into(), partition, offset, reason, size, raw: Bytes::copy_from_slice(raw) }
 }
 
 impl Store {
@@ -164,7 +164,7 @@ async fn an_append_of_a_former_holder_stores_nothing(database: Database) {
     let wrong_position = PartitionClaim { next: Some(3), ..holder };
     for (partition, claim) in [(0, former), (0, wrong_position), (1, never_claimed)] {
         let mut batch = alerts_of([event("e")]);
-        batch.dead_letters.push(letter(1, b"x"));
+        batch.dead_letters.push(letter(3, 1, b"x"));
         batch.advances.push(advance(partition, claim, 10));
         match store.alerts.append(&batch).await {
             Err(AppendError::Fenced(fenced)) => assert_eq!(fenced, batch.advances),
@@ -199,7 +199,7 @@ async fn one_fenced_partition_refuses_the_whole_batch(database: Database) {
 async fn dead_letters_are_kept_listed_and_resolved(database: Database) {
     let store = Store::open(&database).await;
     let raw = [0, 255, b'{', 0];
-    let dead_letters = vec![letter(10, &raw), letter(11, b""), letter(12, b"twelve")];
+    let dead_letters = vec![letter(3, 10, &raw), letter(3, 11, b""), letter(3, 12, b"twelve")];
     store.append(AppendBatch { dead_letters, ..alerts_of([event("known")]) }).await;
     let all = store.alerts.list_dead_letters(0, 10).await.expect("the log answers");
     assert_eq!(all.iter().map(|letter| letter.offset).collect::<Vec<_>>(), [10, 11, 12]);
@@ -220,7 +220,7 @@ async fn dead_letters_are_kept_listed_and_resolved(database: Database) {
     assert_eq!(store.alerts.list_dead_letters(0, 10).await.expect("the log answers"), all[2..]);
     assert_eq!(store.alerts.last_seq().await.expect("the log answers"), 2);
     assert_eq!(resolve(all[2].id, text_alert("{}")).await, Some(Some(3)));
-    store.append(AppendBatch { dead_letters: vec![letter(13, b"x")], ..AppendBatch::default() }).await;
+    store.append(AppendBatch { dead_letters: vec![letter(3, 13, b"x")], ..AppendBatch::default() }).await;
     let last = store.alerts.list_dead_letters(0, 10).await.expect("the log answers");
     assert!(last[0].id > all[2].id, "an id was given again");
 }
@@ -383,7 +383,7 @@ async fn a_batch_that_cannot_be_stored_leaves_nothing_and_hurts_nobody(database:
     let claim = store.alerts.claim_partition("t", 0).await.expect("claimed");
     let mut broken = alerts_of([event("first"), text_alert("{}")]);
     broken.alerts[1].alert.body = Bytes::from_static(&[b'{', 0xff, b'}']);
-    broken.dead_letters.push(letter(1, b"x"));
+    broken.dead_letters.push(letter(3, 1, b"x"));
     broken.advances.push(advance(0, claim, 10));
     let appends = (0..64).map(|turn| {
         let batch = if turn % 2 == 0 { broken.clone() } else { alerts_of([text_alert("{}"), text_alert("{}")]) };
