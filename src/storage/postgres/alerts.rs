@@ -40,18 +40,20 @@ impl PostgresAlertLog {
 #[async_trait]
 impl AlertLog for PostgresAlertLog {
     async fn append(&self, batch: &AppendBatch) -> Result<Appended, AppendError> {
-        let mut place = Place::take(&self.forecast, &batch.alerts);
-        // Where the work is repeated the forecast is none any more.
-        let expected = Mutex::new(place.expected);
-        let (expected, metrics) = (&expected, &self.metrics);
+        let place = Mutex::new(Place::take(&self.forecast, &batch.alerts));
+        let (place, metrics) = (&place, &self.metrics);
         let appending = self.pool.run("append_alerts", move |mut lease| async move {
             let client = lease.client()?;
             let statement = client.prepare_cached(APPEND).await?;
-            let foretold = expected.lock().take();
-            if let Some(expected) = foretold {
+            let expected = place.lock().ahead();
+            if let Some(expected) = expected {
                 let count = |outcome: &str| metrics.alerts_appends_ahead.with_label_values(&[outcome]).inc();
                 match append(&***client, &statement, batch, Some(expected)).await {
-                    Err(WorkError::Driver(error)) if is_mistake(&error) => count("repeated"),
+                    Err(WorkError::Driver(error)) if is_mistake(&error) => {
+                        tracing::debug!(%error, expected, "an append that was made ahead is repeated");
+                        place.lock().is_mistaken = true;
+                        count("repeated");
+                    }
                     Err(error) => return Err(error),
                     Ok(appended) => {
                         count("kept");
@@ -62,10 +64,10 @@ impl AlertLog for PostgresAlertLog {
             let appended = append(&***client, &statement, batch, None).await?;
             Ok((lease, appended))
         });
-        let appended = appending.await?;
-        if let Ok(appended) = &appended {
-            place.last = appended.seqs.iter().flatten().max().copied();
-        }
+        let appended = appending.await?.map(|(appended, last)| {
+            place.lock().last = Some(last);
+            appended
+        });
         appended.map_err(|fenced| {
             let advances = fenced.iter().filter_map(|ordinal| usize::try_from(*ordinal - 1).ok());
             AppendError::Fenced(advances.filter_map(|index| batch.advances.get(index).cloned()).collect())
@@ -172,7 +174,7 @@ impl AlertLog for PostgresAlertLog {
                 let statement = transaction.prepare_cached(APPEND).await?;
                 let appended = append(&*transaction, &statement, batch, None).await?;
                 transaction.commit().await?;
-                let seq = appended.ok().and_then(|appended| appended.seqs.first().copied().flatten());
+                let seq = appended.ok().and_then(|(appended, _)| appended.seqs.first().copied().flatten());
                 Ok((lease, Some(seq)))
             })
             .await
@@ -190,22 +192,29 @@ fn selection(query: &AlertQuery) -> (String, Vec<Parameter<'_>>) {
     parameters.push(Parameter::Number(bound));
     let filter = &query.filter;
     let fields = [
-        ("zone_id", &filter.zone_ids),
-        ("user_id", &filter.user_ids),
-        ("status", &filter.statuses),
-        ("camera_id", &filter.camera_ids),
+        ("zone_id", filter.zone_ids.as_slice()),
+        ("user_id", filter.user_ids.as_slice()),
+        ("status", filter.statuses.as_slice()),
+        ("camera_id", filter.camera_ids.as_slice()),
     ];
-    for (column, values) in fields {
-        match values.as_slice() {
-            [] => {}
-            // One value reads its index in the order of seq; the planner knows that of `=` only.
-            [value] => {
-                parameters.push(Parameter::Text(value));
-                conditions.push(format!("{column} = ${}", parameters.len()));
-            }
-            _ => {
-                parameters.push(Parameter::Texts(values));
-                conditions.push(format!("{column} = ANY (${})", parameters.len()));
+    let mut wanted = fields.into_iter().filter(|(_, values)| !values.is_empty());
+    let alone = match (wanted.next(), wanted.next()) {
+        (Some((column, [value])), None) => Some((column, value)),
+        _ => None,
+    };
+    if alone.is_none() {
+        for (column, values) in fields {
+            match values {
+                [] => {}
+                // One value reads its index in the order of seq; the planner knows that of `=` only.
+                [value] => {
+                    parameters.push(Parameter::Text(value));
+                    conditions.push(format!("{column} = ${}", parameters.len()));
+                }
+                _ => {
+                    parameters.push(Parameter::Texts(values));
+                    conditions.push(format!("{column} = ANY (${})", parameters.len()));
+                }
             }
         }
     }
@@ -221,12 +230,30 @@ fn selection(query: &AlertQuery) -> (String, Vec<Parameter<'_>>) {
     let spans = spans.join(" AND ");
     let first = format!("coalesce((SELECT min(number) << 12 FROM alert_span WHERE {spans}), {})", i64::MAX);
     let behind = format!("coalesce((SELECT (max(number) + 1) << 12 FROM alert_span WHERE {spans}), 0)");
-    conditions.push(match (order, spans.is_empty()) {
-        ("ASC", true) => "seq > $1".to_owned(),
-        (_, true) => "seq < $1".to_owned(),
-        ("ASC", false) => format!("seq > greatest($1, {first} - 1) AND seq < {behind}"),
-        (_, false) => format!("seq < least($1, {behind}) AND seq >= {first}"),
-    });
+    let (lower, upper) = match (order, spans.is_empty()) {
+        ("ASC", true) => (Some("$1".to_owned()), None),
+        (_, true) => (None, Some("$1".to_owned())),
+        ("ASC", false) => (Some(format!("greatest($1, {first} - 1)")), Some(behind)),
+        (_, false) => (Some(format!("{first} - 1")), Some(format!("least($1, {behind})"))),
+    };
+    // The statement's plan is one for any value, and would walk the whole log for a rare one, which it takes for a
+    // common one. Of pairs and their order only the column's own index knows, and with one value it is that of seq.
+    let place = match alone {
+        Some((column, value)) => {
+            parameters.push(Parameter::Text(value));
+            let value = parameters.len();
+            conditions.push(format!("{column} IS NOT NULL"));
+            let (lower, upper) =
+                (lower.unwrap_or_else(|| "0".to_owned()), upper.unwrap_or_else(|| i64::MAX.to_string()));
+            conditions.push(format!("({column}, seq) > (${value}, {lower}) AND ({column}, seq) < (${value}, {upper})"));
+            format!("{column} {order}, seq {order}")
+        }
+        None => {
+            conditions.extend(lower.map(|lower| format!("seq > {lower}")));
+            conditions.extend(upper.map(|upper| format!("seq < {upper}")));
+            format!("seq {order}")
+        }
+    };
     // One row past the page tells whether there is more. The number stands in the text, because the
     // planner has to know how few rows are wanted; a power of two, so that there are few texts.
     let rows = (query.limit + 1).next_power_of_two();
@@ -239,7 +266,7 @@ fn selection(query: &AlertQuery) -> (String, Vec<Parameter<'_>>) {
         "SELECT seq, received_at, occurred_at, source, zone_id, user_id, status, camera_id, user_name, \
          CASE WHEN bytes <= ${bytes_place} OR bytes = octet_length(body) THEN body END FROM (\
          SELECT *, sum(octet_length(body)) OVER (ORDER BY seq {order} ROWS UNBOUNDED PRECEDING) AS bytes \
-         FROM (SELECT * FROM alert WHERE {} ORDER BY seq {order} LIMIT {rows}) AS page) AS measured \
+         FROM (SELECT * FROM alert WHERE {} ORDER BY {place} LIMIT {rows}) AS page) AS measured \
          ORDER BY seq {order}",
         conditions.join(" AND "),
     );
@@ -250,7 +277,7 @@ fn selection(query: &AlertQuery) -> (String, Vec<Parameter<'_>>) {
 enum Parameter<'a> {
     Number(i64),
     Text(&'a String),
-    Texts(&'a Vec<String>),
+    Texts(&'a [String]),
     Time(Time),
 }
 
@@ -277,13 +304,13 @@ const APPEND: &str = "SELECT seqs, last, fenced FROM append_alerts($1, $2, $3, $
 const DEAD_LETTERS: &str =
     r#"SELECT id, received_at, topic, "partition", "offset", reason, size, raw FROM dead_letter"#;
 
-/// The inner error: ordinals, from 1, of the advances that are void.
+/// With where the log then ends. The inner error: ordinals, from 1, of the advances that are void.
 async fn append(
     client: &impl GenericClient,
     statement: &tokio_postgres::Statement,
     batch: &AppendBatch,
     expected: Option<i64>,
-) -> Result<Result<Appended, Vec<i64>>, WorkError> {
+) -> Result<Result<(Appended, i64), Vec<i64>>, WorkError> {
     let alerts = batch.alerts.iter().map(AlertRow::of).collect::<Result<Vec<_>, _>>()?;
     let names_events = alerts.iter().any(|row| row.event_id.is_some());
     let times = || batch.alerts.iter().filter_map(|new| new.alert.occurred_at);
@@ -297,21 +324,16 @@ async fn append(
     if let Some(fenced) = fenced {
         return Ok(Err(fenced));
     }
-    let seqs = match row.try_get(0)? {
-        Some(seqs) => seqs,
-        None => {
-            let last: i64 = row.try_get(1)?;
-            let before = last - i64::try_from(batch.alerts.len()).unwrap_or(last);
-            (before + 1..=last).map(Some).collect()
-        }
-    };
-    Ok(Ok(Appended { seqs }))
+    let last: i64 = row.try_get(1)?;
+    let before = last - i64::try_from(batch.alerts.len()).unwrap_or(last);
+    let seqs = row.try_get::<_, Option<_>>(0)?.unwrap_or_else(|| (before + 1..=last).map(Some).collect());
+    Ok(Ok((Appended { seqs }, last)))
 }
 
 /// Whether an append that was made ahead failed as it may: its place was another's.
 fn is_mistake(error: &tokio_postgres::Error) -> bool {
     let mistakes = [
-        SqlState::RAISE_EXCEPTION,
+        SqlState::T_R_SERIALIZATION_FAILURE,
         SqlState::LOCK_NOT_AVAILABLE,
         SqlState::UNIQUE_VIOLATION,
         SqlState::T_R_DEADLOCK_DETECTED,
@@ -442,6 +464,9 @@ fn dead_letter(row: &Row) -> Result<DeadLetter, tokio_postgres::Error> {
 
 #[cfg(test)]
 mod tests {
+    use tokio_postgres::SimpleQueryMessage;
+
+    use super::super::pool;
     use super::*;
     use crate::alerts::types::AlertFilter;
     use crate::time::Timestamp;
@@ -457,18 +482,40 @@ mod tests {
             }
             Err(_) => return None,
         };
-        let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.expect("connected");
+        let mut config: tokio_postgres::Config = url.parse().expect("a URL");
+        config.options(pool::SESSION);
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await.expect("connected");
         tokio::spawn(connection);
         let schema = include_str!("../../../migrations/postgres/V3__alerts.sql");
         client.batch_execute(&format!("SET search_path = pg_temp; {schema}")).await.expect("the schema is SQL");
         let fill = format!(
             "INSERT INTO alert (seq, occurred_at, source, zone_id, user_id, status, camera_id, body)
-             SELECT n, to_timestamp(n), 'http', n % 8, n % 1000, n % 3, n % 16, '{{}}' FROM generate_series(1, {ROWS}) n;
+             SELECT n, to_timestamp(n), 'http', n % 8, n % 1000, CASE WHEN n % 2000 = 0 THEN 9 ELSE n % 3 END, n % 16, '{{}}'
+             FROM generate_series(1, {ROWS}) n;
              INSERT INTO alert_span SELECT seq >> 12, min(occurred_at), max(occurred_at) FROM alert GROUP BY 1;
-             ANALYZE alert; ANALYZE alert_span"
+             ANALYZE alert; ANALYZE alert_span; SET plan_cache_mode = force_generic_plan"
         );
         client.batch_execute(&fill).await.expect("filled");
         Some(client)
+    }
+
+    /// The plan for whatever values, which the service's statements get after some calls, carried out for these.
+    async fn explain(client: &tokio_postgres::Client, sql: &str, parameters: &[Parameter<'_>]) -> String {
+        let literal = |parameter: &Parameter<'_>| match parameter {
+            Parameter::Number(number) => number.to_string(),
+            Parameter::Text(text) => format!("'{text}'"),
+            Parameter::Texts(texts) => format!("'{{{}}}'", texts.join(",")),
+            Parameter::Time(Time(time)) => format!("'{time}'"),
+        };
+        let literals = parameters.iter().map(literal).collect::<Vec<_>>().join(", ");
+        client.batch_execute(&format!("DEALLOCATE ALL; PREPARE page AS {sql}")).await.expect("prepared");
+        let explain = format!("EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, COSTS OFF) EXECUTE page({literals})");
+        let lines = client.simple_query(&explain).await.expect("a plan");
+        let text = |line: &SimpleQueryMessage| match line {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        };
+        lines.iter().filter_map(text).collect::<Vec<_>>().join("\n")
     }
 
     #[tokio::test]
@@ -480,6 +527,7 @@ mod tests {
             AlertFilter { zone_ids: one("3"), ..AlertFilter::default() },
             AlertFilter { user_ids: one("17"), ..AlertFilter::default() },
             AlertFilter { statuses: one("1"), ..AlertFilter::default() },
+            AlertFilter { statuses: one("9"), ..AlertFilter::default() },
             AlertFilter { camera_ids: one("5"), ..AlertFilter::default() },
         ];
         let second = |second: i64| Some(Timestamp::from_micros(second * 1_000_000));
@@ -490,12 +538,8 @@ mod tests {
                     let query =
                         AlertQuery { direction, limit: 10, max_bytes: 1 << 20, filter: filter.clone(), from, to };
                     let (sql, parameters) = selection(&query);
-                    let parameters: Vec<_> = parameters.iter().map(|one| one as &(dyn ToSql + Sync)).collect();
-                    let explain = format!("EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, COSTS OFF) {sql}");
-                    let lines = client.query(&explain, &parameters).await.expect("a plan");
-                    let plan: Vec<String> = lines.iter().map(|line| line.get(0)).collect();
-                    let plan = plan.join("\n");
-                    assert!(!plan.contains("Seq Scan on alert\n") && !plan.contains("Sort Key"), "{query:?}\n{plan}");
+                    let plan = explain(&client, &sql, &parameters).await;
+                    assert!(!plan.contains("Seq Scan on alert\n"), "{query:?}\n{plan}");
                     // The log has 400 pages; one span's rows are read in vain at most.
                     let touched = plan.lines().find(|line| line.contains("Buffers:")).expect("buffers");
                     let pages: i64 = touched

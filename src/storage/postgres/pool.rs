@@ -43,8 +43,9 @@ impl From<StoreError> for WorkError {
 }
 
 /// A plan that was made while a table was empty reads all of it, and is kept until the server's own statistics
-/// come, a minute later or more. Whatever a unit of work looks for has an index.
-const SESSION: &str = "-c enable_seqscan=off";
+/// come, a minute later or more. Whatever a unit of work looks for has an index; and a page is read in the order of one,
+/// not gathered from all that match and sorted.
+pub const SESSION: &str = "-c enable_seqscan=off -c enable_bitmapscan=off";
 
 impl Pool {
     pub fn new(
