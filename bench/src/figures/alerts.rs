@@ -68,7 +68,7 @@ async fn on_topic(bench: &mut Bench, kafka: &Kafka) -> anyhow::Result<()> {
     let mut rates: [Vec<f64>; 5] = Default::default();
     let mut rows = None;
     let mut last = None;
-    for round in 1..=bench.scaled(3, 1) {
+    for round in 1..=bench.scaled(5, 1) {
         bench.report.doing(format!("alerts: round {round}"));
         // The one of the round before ends here.
         drop(last.take());

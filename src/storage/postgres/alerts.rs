@@ -45,7 +45,11 @@ impl AlertLog for PostgresAlertLog {
         let appending = self.pool.run("append_alerts", move |mut lease| async move {
             let client = lease.client()?;
             let statement = client.prepare_cached(APPEND).await?;
-            let expected = place.lock().ahead();
+            let expected = {
+                let place = place.lock();
+                place.send();
+                place.ahead()
+            };
             if let Some(expected) = expected {
                 let count = |outcome: &str| metrics.alerts_appends_ahead.with_label_values(&[outcome]).inc();
                 match append(&***client, &statement, batch, Some(expected)).await {
