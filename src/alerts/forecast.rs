@@ -67,7 +67,7 @@ struct UnderWay {
 }
 
 const LEAST_REST: u32 = 2;
-const MOST_REST: u32 = 1024;
+const MOST_REST: u32 = 256;
 
 impl Forecast {
     /// Begins an append of so many alerts: its id, and where it may be made ahead the number that it goes on from.

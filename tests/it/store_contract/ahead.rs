@@ -191,6 +191,8 @@ impl Lane {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn appends_made_ahead_by_several_that_are_cut_off_leave_no_hole_and_no_double() {
     const APPENDS: usize = 300;
+    // On a busy machine more would cut every append before it is done.
+    const CUTS: u64 = 100;
     let database = &require_backend!(Database::postgres().await);
     let stores = [Store::open(database).await, Store::open(database).await];
     let mut lanes = Vec::new();
@@ -211,9 +213,11 @@ async fn appends_made_ahead_by_several_that_are_cut_off_leave_no_hole_and_no_dou
     let operator = connect(database).await;
     let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND \
                pid <> pg_backend_pid() AND query LIKE '%append_alerts(%' ORDER BY random() LIMIT 1";
-    let mut followed = 0;
+    let (mut cuts, mut followed) = (0, 0);
     while lanes.iter().any(|lane| !lane.is_finished()) {
-        operator.execute(cut, &[]).await.expect("cut");
+        if cuts < CUTS {
+            cuts += operator.execute(cut, &[]).await.expect("cut");
+        }
         let next = "SELECT count(*), max(seq) FROM alert WHERE seq > $1";
         let row = operator.query_one(next, &[&followed]).await.expect("followed");
         let (count, last): (i64, Option<i64>) = (row.get(0), row.get(1));
@@ -244,9 +248,11 @@ async fn appends_made_ahead_by_several_that_are_cut_off_leave_no_hole_and_no_dou
     assert!(failed > 0 && repeated > 0, "nothing went wrong: {failed} failed, {repeated} repeated");
     let (store, kept) = (&stores[0], count(&stores[0], "kept"));
     eventually("appends are made ahead again once it is quiet", async || {
-        let both = [begin(store, batch(1)), begin(store, batch(2))];
-        for appending in both {
-            end(appending).await;
+        for _ in 0..32 {
+            let both = [begin(store, batch(1)), begin(store, batch(2))];
+            for appending in both {
+                end(appending).await;
+            }
         }
         count(store, "kept") > kept
     })
