@@ -3,7 +3,7 @@
 
 use parking_lot::Mutex;
 
-use super::types::NewAlert;
+use super::types::AppendBatch;
 
 /// One append in the forecast, until it is dropped.
 pub struct Place<'a> {
@@ -18,9 +18,8 @@ pub struct Place<'a> {
 
 impl<'a> Place<'a> {
     /// Begins an append of these. The forecast hears of its end when the place is dropped.
-    pub fn take(forecast: &'a Mutex<Forecast>, alerts: &[NewAlert]) -> Self {
-        let names_events = alerts.iter().any(|new| new.alert.event_id.is_some());
-        let count = if names_events { None } else { i64::try_from(alerts.len()).ok() };
+    pub fn take(forecast: &'a Mutex<Forecast>, batch: &AppendBatch) -> Self {
+        let count = if batch.names_events() { None } else { i64::try_from(batch.alerts.len()).ok() };
         let (id, expected) = forecast.lock().begin(count);
         Self { forecast, id, expected, is_mistaken: false, last: None }
     }
@@ -206,7 +205,7 @@ mod tests {
     #[test]
     fn a_place_that_is_given_up_leaves_no_trace() {
         let forecast = Mutex::new(Forecast::ending_with(7));
-        drop(Place::take(&forecast, &[]));
+        drop(Place::take(&forecast, &AppendBatch::default()));
         assert!(forecast.lock().under_way.is_empty() && forecast.lock().end.is_none());
     }
 }

@@ -100,6 +100,13 @@ pub struct AppendBatch {
     pub advances: Vec<PartitionAdvance>,
 }
 
+impl AppendBatch {
+    /// Whether some of its alerts may be known already.
+    pub fn names_events(&self) -> bool {
+        self.alerts.iter().any(|new| new.alert.event_id.is_some())
+    }
+}
+
 /// For each alert of the batch its `seq`, or `None` for a duplicate by `event_id`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Appended {

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use bytes::BytesMut;
 use compact_str::CompactString;
 use parking_lot::Mutex;
-use postgres_types::{IsNull, ToSql, Type, accepts, to_sql_checked};
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{IsNull, ToSql, Type, accepts, to_sql_checked};
 use tokio_postgres::{GenericClient, Row};
 
 use super::codec::Time;
@@ -40,7 +40,7 @@ impl PostgresAlertLog {
 #[async_trait]
 impl AlertLog for PostgresAlertLog {
     async fn append(&self, batch: &AppendBatch) -> Result<Appended, AppendError> {
-        let place = Mutex::new(Place::take(&self.forecast, &batch.alerts));
+        let place = Mutex::new(Place::take(&self.forecast, batch));
         let (place, metrics) = (&place, &self.metrics);
         let appending = self.pool.run("append_alerts", move |mut lease| async move {
             let client = lease.client()?;
@@ -316,7 +316,7 @@ async fn append(
     expected: Option<i64>,
 ) -> Result<Result<(Appended, i64), Vec<i64>>, WorkError> {
     let alerts = batch.alerts.iter().map(AlertRow::of).collect::<Result<Vec<_>, _>>()?;
-    let names_events = alerts.iter().any(|row| row.event_id.is_some());
+    let names_events = batch.names_events();
     let times = || batch.alerts.iter().filter_map(|new| new.alert.occurred_at);
     let (first_time, last_time) = (times().min().map(Time), times().max().map(Time));
     let letters: Vec<_> = batch.dead_letters.iter().map(DeadLetterRow::of).collect();

@@ -18,29 +18,31 @@ use crate::support::backends::Database;
 
 type Appending = JoinHandle<Result<Appended, AppendError>>;
 
-/// One append that is held up in the middle by an operator's lock on its position, and one behind it that was
-/// made ahead and waits for it.
+/// One append that is held up in the middle by an operator's lock on its position.
 struct HeldUp {
     store: Store,
     operator: tokio_postgres::Client,
     first: Appending,
-    second: Appending,
 }
 
 impl HeldUp {
-    async fn begin(database: &Database, second: AppendBatch) -> Self {
+    async fn begin(database: &Database) -> Self {
         let store = Store::open(database).await;
         // From now on the process knows where the log ends.
         store.append(batch(1)).await;
         let claim = store.alerts.claim_partition("t", 0).await.expect("claimed");
         let operator = connect(database).await;
         operator.batch_execute("BEGIN; SELECT FROM kafka_offset FOR UPDATE").await.expect("locked");
-        let first = AppendBatch { advances: vec![advance(0, claim, 10)], ..batch(3) };
-        let first = begin(&store, first);
-        until_waiting(database, "transactionid", 1).await;
-        let second = begin(&store, second);
-        until_waiting(database, "advisory", 1).await;
-        Self { store, operator, first, second }
+        let first = begin(&store, AppendBatch { advances: vec![advance(0, claim, 10)], ..batch(3) });
+        until_waiting(database, "transactionid").await;
+        Self { store, operator, first }
+    }
+
+    /// One behind it, until it is made ahead and waits for it.
+    async fn append_ahead(&self, database: &Database, batch: AppendBatch) -> Appending {
+        let second = begin(&self.store, batch);
+        until_waiting(database, "advisory").await;
+        second
     }
 
     async fn release(&self) {
@@ -72,11 +74,11 @@ async fn connect(database: &Database) -> tokio_postgres::Client {
     }
 }
 
-async fn until_waiting(database: &Database, event: &str, count: i64) {
+async fn until_waiting(database: &Database, event: &str) {
     let client = connect(database).await;
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = $1";
-    eventually(&format!("{count} wait for a lock of the kind {event}"), async || {
-        client.query_one(sql, &[&event]).await.expect("an answer").get::<_, i64>(0) == count
+    eventually(&format!("one waits for a lock of the kind {event}"), async || {
+        client.query_one(sql, &[&event]).await.expect("an answer").get::<_, i64>(0) == 1
     })
     .await;
 }
@@ -84,10 +86,11 @@ async fn until_waiting(database: &Database, event: &str, count: i64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_append_made_ahead_is_committed_behind_the_one_before() {
     let database = &require_backend!(Database::postgres().await);
-    let held_up = HeldUp::begin(database, batch(2)).await;
+    let held_up = HeldUp::begin(database).await;
+    let second = held_up.append_ahead(database, batch(2)).await;
     assert!(held_up.store.seqs(&query(Direction::After(1), 10)).await.is_empty(), "nothing is seen before its turn");
     held_up.release().await;
-    let HeldUp { store, first, second, .. } = held_up;
+    let HeldUp { store, first, .. } = held_up;
     assert_eq!((end(first).await, end(second).await), (vec![Some(2), Some(3), Some(4)], vec![Some(5), Some(6)]));
     assert_eq!((count(&store, "kept"), count(&store, "repeated")), (1, 0));
     assert!(store.seqs(&query(Direction::After(0), 10)).await.into_iter().eq(1..=6));
@@ -96,12 +99,13 @@ async fn an_append_made_ahead_is_committed_behind_the_one_before() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_append_made_ahead_of_one_that_fails_takes_its_numbers() {
     let database = &require_backend!(Database::postgres().await);
-    let held_up = HeldUp::begin(database, batch(2)).await;
+    let held_up = HeldUp::begin(database).await;
+    let second = held_up.append_ahead(database, batch(2)).await;
     let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
         WHERE datname = current_database() AND wait_event = 'transactionid'";
     held_up.operator.query_one(sql, &[]).await.expect("the first is cut off");
     held_up.first.await.expect("no panic").expect_err("its connection is gone");
-    assert_eq!(held_up.second.await.expect("no panic").expect("stored").seqs, [Some(2), Some(3)]);
+    assert_eq!(second.await.expect("no panic").expect("stored").seqs, [Some(2), Some(3)]);
     assert_eq!((count(&held_up.store, "kept"), count(&held_up.store, "repeated")), (0, 1));
     assert!(held_up.store.seqs(&query(Direction::After(0), 10)).await.into_iter().eq(1..=3));
 }
@@ -112,12 +116,13 @@ async fn an_append_made_ahead_by_a_former_holder_stores_nothing() {
     let store = Store::open(database).await;
     let former = store.alerts.claim_partition("t", 7).await.expect("claimed");
     store.alerts.claim_partition("t", 7).await.expect("claimed");
-    let second = AppendBatch { advances: vec![advance(7, former, 10)], ..batch(2) };
-    let held_up = HeldUp::begin(database, second.clone()).await;
+    let void = AppendBatch { advances: vec![advance(7, former, 10)], ..batch(2) };
+    let held_up = HeldUp::begin(database).await;
+    let second = held_up.append_ahead(database, void.clone()).await;
     held_up.release().await;
     assert_eq!(end(held_up.first).await, [Some(2), Some(3), Some(4)]);
-    match held_up.second.await.expect("no panic") {
-        Err(AppendError::Fenced(fenced)) => assert_eq!(fenced, second.advances),
+    match second.await.expect("no panic") {
+        Err(AppendError::Fenced(fenced)) => assert_eq!(fenced, void.advances),
         other => panic!("{other:?}"),
     }
     assert!(held_up.store.seqs(&query(Direction::After(0), 10)).await.into_iter().eq(1..=4));
@@ -127,20 +132,17 @@ async fn an_append_made_ahead_by_a_former_holder_stores_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_append_made_ahead_does_not_wait_for_the_numbers_of_others() {
     let database = &require_backend!(Database::postgres().await);
+    let held_up = HeldUp::begin(database).await;
     let other = connect(database).await;
-    let store = Store::open(database).await;
     other.batch_execute("BEGIN; INSERT INTO alert (seq, source, body) VALUES (6, 'other', '{}')").await.expect("held");
-    store.append(batch(1)).await;
-    let claim = store.alerts.claim_partition("t", 0).await.expect("claimed");
-    let operator = connect(database).await;
-    operator.batch_execute("BEGIN; SELECT FROM kafka_offset FOR UPDATE").await.expect("locked");
-    let first = begin(&store, AppendBatch { advances: vec![advance(0, claim, 10)], ..batch(3) });
-    until_waiting(database, "transactionid", 1).await;
-    let second = begin(&store, batch(2));
-    eventually("it is given up", async || count(&store, "repeated") == 1).await;
+    let second = begin(&held_up.store, batch(2));
+    eventually("it is given up", async || count(&held_up.store, "repeated") == 1).await;
     other.batch_execute("ROLLBACK").await.expect("gone");
-    operator.batch_execute("COMMIT").await.expect("released");
-    assert_eq!((end(first).await, end(second).await), (vec![Some(2), Some(3), Some(4)], vec![Some(5), Some(6)]));
+    held_up.release().await;
+    assert_eq!(
+        (end(held_up.first).await, end(second).await),
+        (vec![Some(2), Some(3), Some(4)], vec![Some(5), Some(6)])
+    );
 }
 
 /// A consumer of one partition as the service has them: what it does not know the outcome of it looks up.
