@@ -21,7 +21,7 @@ use super::{AlertLog, AppendError, Ingest};
 use crate::http::answer::{Answer, to_json};
 use crate::http::compute;
 use crate::http::error::{ApiError, Fault};
-use crate::http::extract::{PathTexts, Query, not_found, parse_json};
+use crate::http::extract::{Location, PathTexts, Query, not_found, parse_json};
 use crate::time::Timestamp;
 
 const MAX_ITEMS: usize = 1000;
@@ -55,7 +55,7 @@ pub fn filter_of(query: &mut Query) -> AlertFilter {
         if values.len() > MAX_FILTER_VALUES {
             let msg =
                 format!("List should have at most {MAX_FILTER_VALUES} items after validation, not {}", values.len());
-            query.faults.push("too_long", &["query".into(), name.into()], msg, &values.len().into());
+            query.faults.push("too_long", Location::of("query", name), msg, &values.len().into());
         }
         values
     };
@@ -93,13 +93,8 @@ async fn list_alerts(State(alerts): State<Alerts>, RawQuery(query): RawQuery) ->
     let after = query.find("after").is_some().then(|| query.integer("after", 0, 0..=i64::MAX));
     let before = query.integer("before", i64::MAX, 1..=i64::MAX);
     if after.is_some() && query.find("before").is_some() {
-        let loc = ["query".into(), "before".into()];
-        query.faults.push(
-            "value_error",
-            &loc,
-            "Value error, give after or before, not both".to_owned(),
-            &json!(before),
-        );
+        let msg = "Value error, give after or before, not both".to_owned();
+        query.faults.push("value_error", Location::of("query", "before"), msg, &json!(before));
     }
     let timezone = &alerts.limits.timezone;
     let (from, to) = (moment(&mut query, "from", timezone), moment(&mut query, "to", timezone));
@@ -302,7 +297,7 @@ fn moment(query: &mut Query, name: &'static str, timezone: &jiff::tz::TimeZone) 
     let parsed = parse_time(&text, timezone);
     if parsed.is_none() {
         let msg = "Input should be a valid datetime, as in 2026-11-24T09:24:00Z".to_owned();
-        query.faults.push("datetime_parsing", &["query".into(), name.into()], msg, &text.into());
+        query.faults.push("datetime_parsing", Location::of("query", name), msg, &text.into());
     }
     parsed
 }

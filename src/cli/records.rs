@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use super::exit::Failure;
 use crate::directory::geometry::check_polygon;
-use crate::directory::{NAME_CHARACTERS, NewZone, User, Zone};
+use crate::directory::{NAME_CHARACTERS, NewZone, User, Zone, json};
 use crate::http::error::{ApiError, Detail, Fault};
-use crate::http::extract::{Faults, Fields};
+use crate::http::extract::{Faults, Fields, Location};
 
 /// Told wherever files are.
 pub const FORMATS: &str = "\
@@ -218,11 +218,11 @@ pub fn read_user(object: &[u8]) -> Result<UserRecord, ApiError> {
     let global_id = fields.required("global_id", Faults::integer);
     let name = fields.required("name", stored_text);
     let zone_ids = if fields.find("zone_ids").is_some() {
-        fields.optional("zone_ids", |faults, loc, value| faults.texts(loc, value, &NAME_CHARACTERS))
+        fields.optional("zone_ids", |faults, location, value| faults.texts(location, value, &NAME_CHARACTERS))
     } else {
-        fields.optional("zone_id", |faults, loc, value| match value {
+        fields.optional("zone_id", |faults, location, value| match value {
             Value::Null => Some(Vec::new()),
-            value => faults.text(loc, value, &NAME_CHARACTERS).map(|zone_id| vec![zone_id]),
+            value => faults.text(location, value, &NAME_CHARACTERS).map(|zone_id| vec![zone_id]),
         })
     };
     fields.finish()?;
@@ -235,7 +235,7 @@ pub fn read_user(object: &[u8]) -> Result<UserRecord, ApiError> {
 /// The rules of `POST /zones`, but for line breaks and tabs in names.
 pub fn read_zone(object: &[u8]) -> Result<NewZone, ApiError> {
     let mut fields = Fields::parse(object)?;
-    let zone_id = fields.required("zone_id", |faults, loc, value| faults.text(loc, value, &NAME_CHARACTERS));
+    let zone_id = fields.required("zone_id", |faults, location, value| faults.text(location, value, &NAME_CHARACTERS));
     let zone_name = fields.required("zone_name", stored_text);
     let mut corners = [[0.0; 2]; 4];
     let mut is_complete = true;
@@ -256,10 +256,10 @@ pub fn read_zone(object: &[u8]) -> Result<NewZone, ApiError> {
 }
 
 /// SQL and spreadsheets put line breaks and tabs into names; what `export` wrote must come back.
-fn stored_text(faults: &mut Faults, loc: &[Value], value: &Value) -> Option<String> {
-    let Value::String(text) = value else { return faults.text(loc, value, &NAME_CHARACTERS) };
+fn stored_text(faults: &mut Faults, location: Location<'_>, value: &Value) -> Option<String> {
+    let Value::String(text) = value else { return faults.text(location, value, &NAME_CHARACTERS) };
     let on_one_line = text.replace(['\n', '\r', '\t'], " ");
-    faults.text(loc, &Value::from(on_one_line), &NAME_CHARACTERS).map(|_| text.clone())
+    faults.text(location, &Value::from(on_one_line), &NAME_CHARACTERS).map(|_| text.clone())
 }
 
 /// What is wrong with a record: a line for each fault, with its field and value.
@@ -306,7 +306,7 @@ impl<W: Write> Writer<W> {
 
     pub fn write_user(&mut self, user: &User) -> anyhow::Result<()> {
         match self {
-            Self::Jsonl(output) => write_line(output, user),
+            Self::Jsonl(output) => write_line(output, json::write_user(user)),
             Self::Csv(writer) => {
                 let (global_id, zone_ids) = (user.global_id.to_string(), join_zone_ids(&user.zone_ids));
                 Ok(writer.write_record([global_id.as_str(), &user.name, zone_ids.as_str()])?)
@@ -316,7 +316,7 @@ impl<W: Write> Writer<W> {
 
     pub fn write_zone(&mut self, zone: &Zone) -> anyhow::Result<()> {
         match self {
-            Self::Jsonl(output) => write_line(output, zone),
+            Self::Jsonl(output) => write_line(output, serde_json::to_vec(zone)?),
             Self::Csv(writer) => {
                 let mut row = vec![zone.zone_id.to_string(), zone.zone_name.to_string()];
                 // Debug keeps a decimal point, and the shortest digits that read as the same number.
@@ -335,8 +335,7 @@ impl<W: Write> Writer<W> {
     }
 }
 
-fn write_line(output: &mut impl Write, value: &impl serde::Serialize) -> anyhow::Result<()> {
-    let mut line = serde_json::to_vec(value)?;
+fn write_line(output: &mut impl Write, mut line: Vec<u8>) -> anyhow::Result<()> {
     line.push(b'\n');
     Ok(output.write_all(&line)?)
 }

@@ -13,6 +13,8 @@ use crc32fast::Hasher as Crc32;
 use flate2::{Compress, Compression, FlushCompress};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
+use super::json::{push_integer, push_text};
+
 /// The body of `/users-dict` in one encoding: chunks that concatenate.
 #[derive(Clone, Debug)]
 pub struct DictBody {
@@ -31,6 +33,9 @@ impl DictBody {
         Self { chunks, bytes }
     }
 }
+
+/// Room for most entries.
+const ENTRY_BYTES: usize = 32;
 
 /// Some neighbouring entries of the dict, encoded.
 #[derive(Debug)]
@@ -52,15 +57,16 @@ struct Deflated {
 
 impl DictChunk {
     pub fn encode<'a>(entries: impl Iterator<Item = (i64, &'a str)>) -> Self {
-        let mut json = Vec::new();
+        let mut json = Vec::with_capacity(entries.size_hint().0 * ENTRY_BYTES);
         let mut digest = 0_u128;
         for (global_id, name) in entries {
             json.extend_from_slice(b",\"");
-            json.extend_from_slice(global_id.to_string().as_bytes());
+            push_integer(&mut json, global_id);
             json.extend_from_slice(b"\":");
-            json.extend_from_slice(serde_json::Value::from(name).to_string().as_bytes());
+            push_text(&mut json, name);
             digest = digest.wrapping_add(entry_digest(global_id, name));
         }
+        json.shrink_to_fit();
         Self { json: json.into(), digest, with_comma: OnceLock::new(), without_comma: OnceLock::new() }
     }
 

@@ -6,6 +6,7 @@ pub mod cursor;
 pub mod dict;
 pub mod geometry;
 mod history;
+pub mod json;
 mod pages;
 pub mod replica;
 pub mod routes;

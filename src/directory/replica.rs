@@ -10,6 +10,7 @@ use imbl::{OrdMap, OrdSet};
 use super::cursor::Cursor;
 use super::dict::{self, DictBody, DictChunk};
 use super::history::DictHistory;
+use super::json::write_users;
 use super::pages::Pages;
 use super::store::{Changes, Loaded};
 use super::types::{User, Zone};
@@ -178,11 +179,7 @@ impl Snapshot {
 
     /// [`Self::list_users`] as JSON. The pages that clients ask for again and again are written once.
     pub fn users_json(&self, skip: usize, limit: usize) -> Bytes {
-        self.pages.get_or_write((skip, limit), || {
-            let users: Vec<&Arc<User>> = self.list_users(skip, limit).collect();
-            // Texts, numbers and times: there is nothing in it that cannot be written.
-            serde_json::to_vec(&users).unwrap_or_default().into()
-        })
+        self.pages.get_or_write((skip, limit), || write_users(self.list_users(skip, limit)).into())
     }
 
     /// By `global_id`; O(answer · log n). Empty for an unknown zone.

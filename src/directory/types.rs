@@ -24,21 +24,6 @@ pub struct User {
     pub updated_at: Option<Timestamp>,
 }
 
-/// Field order and the derived `zone_id` are the contract's.
-impl Serialize for User {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut user = serializer.serialize_struct("User", 7)?;
-        user.serialize_field("global_id", &self.global_id)?;
-        user.serialize_field("name", &self.name)?;
-        user.serialize_field("zone_id", &self.zone_ids.first())?;
-        user.serialize_field("zone_ids", &self.zone_ids)?;
-        user.serialize_field("id", &self.id)?;
-        user.serialize_field("created_at", &self.created_at)?;
-        user.serialize_field("updated_at", &self.updated_at)?;
-        user.end()
-    }
-}
-
 /// A named quadrilateral on a floor or camera plane.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Zone {

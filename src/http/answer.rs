@@ -139,11 +139,19 @@ pub fn json(pieces: Pieces) -> Answer {
     answer
 }
 
+/// The same in one piece.
+pub fn json_of(body: impl Into<Bytes>) -> Answer {
+    json(Pieces::One(body.into()))
+}
+
 /// Writes a value as JSON, its fields in the order in which it names them.
 pub fn to_json(value: &(impl Serialize + ?Sized)) -> Result<Answer, ApiError> {
-    let body = serde_json::to_vec(value)
-        .map_err(|error| ApiError::unavailable("service", "not_serializable", error.to_string()))?;
-    Ok(json(Pieces::One(body.into())))
+    to_bytes(value).map(json_of)
+}
+
+/// The body of [`to_json`].
+pub fn to_bytes(value: &(impl Serialize + ?Sized)) -> Result<Vec<u8>, ApiError> {
+    serde_json::to_vec(value).map_err(|error| ApiError::unavailable("service", "not_serializable", error.to_string()))
 }
 
 impl hyper::body::Body for AnswerBody {

@@ -7,9 +7,10 @@ use std::ops::RangeInclusive;
 use axum::extract::{FromRequestParts, Path};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
-use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Fault};
 
@@ -57,7 +58,7 @@ pub fn path_integer(text: &str, name: &'static str) -> Result<i64, ApiError> {
         return Ok(value);
     }
     let mut faults = Faults::default();
-    faults.integer(&["path".into(), name.into()], &text.into()).ok_or_else(|| faults.into_error())
+    faults.integer(Location::of("path", name), &text.into()).ok_or_else(|| faults.into_error())
 }
 
 /// The query string, every name possibly many times.
@@ -73,8 +74,8 @@ impl Query {
         let mut faults = Faults::default();
         // No store can be asked for one.
         for (name, value) in pairs.iter().filter(|(_, value)| value.contains('\0')) {
-            let loc = ["query".into(), name.as_str().into()];
-            faults.push("value_error", &loc, "Value error, NUL is not allowed".to_owned(), &value.as_str().into());
+            let location = Location::of("query", name);
+            faults.push("value_error", location, "Value error, NUL is not allowed".to_owned(), &value.as_str().into());
         }
         Self { pairs, faults }
     }
@@ -91,15 +92,15 @@ impl Query {
     /// An integer within bounds, or the default when it is not given.
     pub fn integer(&mut self, name: &'static str, default: i64, bounds: RangeInclusive<i64>) -> i64 {
         let Some(text) = self.find(name).map(str::to_owned) else { return default };
-        let loc = ["query".into(), name.into()];
+        let location = Location::of("query", name);
         let input = Value::from(text);
-        let Some(value) = self.faults.integer(&loc, &input) else { return default };
+        let Some(value) = self.faults.integer(location, &input) else { return default };
         if value < *bounds.start() {
             let msg = format!("Input should be greater than or equal to {}", bounds.start());
-            self.faults.push("greater_than_equal", &loc, msg, &input);
+            self.faults.push("greater_than_equal", location, msg, &input);
         } else if value > *bounds.end() {
             let msg = format!("Input should be less than or equal to {}", bounds.end());
-            self.faults.push("less_than_equal", &loc, msg, &input);
+            self.faults.push("less_than_equal", location, msg, &input);
         }
         value
     }
@@ -112,7 +113,7 @@ impl Query {
             "false" | "0" | "no" | "off" | "f" | "n" => false,
             _ => {
                 let msg = "Input should be a valid boolean, unable to interpret input".to_owned();
-                self.faults.push("bool_parsing", &["query".into(), name.into()], msg, &text.into());
+                self.faults.push("bool_parsing", Location::of("query", name), msg, &text.into());
                 default
             }
         }
@@ -141,30 +142,52 @@ pub fn parse_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError>
 
 /// The fields of a JSON object in the body.
 pub struct Fields {
-    object: Map<String, Value>,
+    object: Object,
     /// Fields that are JSON by its grammar and still no value: a number that no float holds, half a
     /// surrogate pair, nesting without end. They are faults where somebody asks for them.
     unreadable: BTreeMap<String, Fault>,
-    whole: Value,
+    body_bytes: usize,
     pub faults: Faults,
+}
+
+/// As it came; of several values of a name the last one counts.
+struct Object(Vec<(String, Value)>);
+
+impl Object {
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+}
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs;
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Object;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
+                let mut pairs = Vec::with_capacity(4);
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Object(pairs))
+            }
+        }
+        deserializer.deserialize_map(Pairs)
+    }
 }
 
 impl Fields {
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let (object, unreadable) = match parse_json(body) {
-            Ok(Value::Object(object)) => (object, BTreeMap::new()),
-            Ok(other) => {
-                return Err(ApiError::invalid(vec![Fault {
-                    kind: "model_attributes_type",
-                    loc: vec!["body".into()],
-                    msg: "Input should be a valid dictionary or object to extract fields from".to_owned(),
-                    input: other,
-                }]));
-            }
-            Err(error) => read_each_field(body).ok_or(error)?,
+        let (object, unreadable) = match serde_json::from_slice(body) {
+            Ok(object) => (object, BTreeMap::new()),
+            Err(_) => read_each_field(body)?,
         };
-        let whole = if body.len() > ECHOED_BYTES { Value::Null } else { Value::Object(object.clone()) };
-        Ok(Self { object, unreadable, whole, faults: Faults::default() })
+        Ok(Self { object, unreadable, body_bytes: body.len(), faults: Faults::default() })
     }
 
     pub fn find(&self, name: &str) -> Option<&Value> {
@@ -175,12 +198,13 @@ impl Fields {
     pub fn required<T>(
         &mut self,
         name: &'static str,
-        read: impl FnOnce(&mut Faults, &[Value], &Value) -> Option<T>,
+        read: impl FnOnce(&mut Faults, Location<'_>, &Value) -> Option<T>,
     ) -> Option<T> {
-        if self.object.contains_key(name) || self.unreadable.contains_key(name) {
+        if self.object.get(name).is_some() || self.unreadable.contains_key(name) {
             return self.optional(name, read);
         }
-        self.faults.push("missing", &["body".into(), name.into()], "Field required".to_owned(), &self.whole);
+        let whole = self.whole();
+        self.faults.push("missing", Location::of("body", name), "Field required".to_owned(), &whole);
         None
     }
 
@@ -188,35 +212,54 @@ impl Fields {
     pub fn optional<T>(
         &mut self,
         name: &'static str,
-        read: impl FnOnce(&mut Faults, &[Value], &Value) -> Option<T>,
+        read: impl FnOnce(&mut Faults, Location<'_>, &Value) -> Option<T>,
     ) -> Option<T> {
         if let Some(fault) = self.unreadable.remove(name) {
             self.faults.add(fault);
             return None;
         }
         let value = self.object.get(name)?;
-        read(&mut self.faults, &["body".into(), name.into()], value)
+        read(&mut self.faults, Location::of("body", name), value)
     }
 
     /// A fault of several fields together.
     pub fn refuse(&mut self, msg: &str) {
-        self.faults.push("value_error", &["body".into()], format!("Value error, {msg}"), &self.whole);
+        let whole = self.whole();
+        self.faults.push("value_error", Location::whole("body"), format!("Value error, {msg}"), &whole);
     }
 
     pub fn finish(self) -> Result<(), ApiError> {
         self.faults.finish()
     }
+
+    /// To be shown to its sender.
+    fn whole(&self) -> Value {
+        if self.body_bytes > ECHOED_BYTES {
+            Value::Null
+        } else {
+            Value::Object(self.object.0.iter().cloned().collect())
+        }
+    }
 }
 
-/// `None`: the body is not even an object by its grammar.
-fn read_each_field(body: &[u8]) -> Option<(Map<String, Value>, BTreeMap<String, Fault>)> {
-    let fields: BTreeMap<String, &RawValue> = serde_json::from_slice(body).ok()?;
-    let (mut object, mut unreadable) = (Map::new(), BTreeMap::new());
+/// The long way, for a body that is no object of readable values.
+fn read_each_field(body: &[u8]) -> Result<(Object, BTreeMap<String, Fault>), ApiError> {
+    let error = match parse_json(body) {
+        Ok(other) => ApiError::invalid(vec![Fault {
+            kind: "model_attributes_type",
+            loc: vec!["body".into()],
+            msg: "Input should be a valid dictionary or object to extract fields from".to_owned(),
+            input: other,
+        }]),
+        Err(error) => error,
+    };
+    let fields: BTreeMap<String, &RawValue> = serde_json::from_slice(body).map_err(|_| error)?;
+    let (mut object, mut unreadable) = (Object(Vec::new()), BTreeMap::new());
     for (name, raw) in fields {
         let text = raw.get();
         let error = match serde_json::from_str::<Value>(text) {
             Ok(value) => {
-                object.insert(name, value);
+                object.0.push((name, value));
                 continue;
             }
             Err(error) => error,
@@ -227,10 +270,40 @@ fn read_each_field(body: &[u8]) -> Option<(Map<String, Value>, BTreeMap<String, 
             _ => ("json_invalid", format!("JSON decode error: {error}")),
         };
         let shown: String = text.chars().take(ECHOED_CHARACTERS).collect();
-        let loc = vec!["body".into(), name.as_str().into()];
+        let loc = Location::of("body", &name).to_loc();
         unreadable.insert(name, Fault { kind, loc, msg, input: shown.into() });
     }
-    Some((object, unreadable))
+    Ok((object, unreadable))
+}
+
+/// Where in a request something stands.
+#[derive(Clone, Copy)]
+pub struct Location<'a> {
+    part: &'static str,
+    name: Option<&'a str>,
+    index: Option<usize>,
+}
+
+impl<'a> Location<'a> {
+    /// A whole part of the request: `body`.
+    pub fn whole(part: &'static str) -> Self {
+        Self { part, name: None, index: None }
+    }
+
+    /// What has a name in it.
+    pub fn of(part: &'static str, name: &'a str) -> Self {
+        Self { part, name: Some(name), index: None }
+    }
+
+    fn item(self, index: usize) -> Self {
+        Self { index: Some(index), ..self }
+    }
+
+    /// As FastAPI shows it.
+    fn to_loc(self) -> Vec<Value> {
+        let name = self.name.map(Value::from);
+        [self.part.into()].into_iter().chain(name).chain(self.index.map(Value::from)).collect()
+    }
 }
 
 /// What is wrong with a request so far.
@@ -238,10 +311,10 @@ fn read_each_field(body: &[u8]) -> Option<(Map<String, Value>, BTreeMap<String, 
 pub struct Faults(Vec<Fault>);
 
 impl Faults {
-    pub fn push(&mut self, kind: &'static str, loc: &[Value], msg: String, input: &Value) {
+    pub fn push(&mut self, kind: &'static str, location: Location<'_>, msg: String, input: &Value) {
         // Before the input is cloned.
         if self.0.len() < MAX_FAULTS {
-            self.add(Fault { kind, loc: loc.to_vec(), msg, input: input.clone() });
+            self.add(Fault { kind, loc: location.to_loc(), msg, input: input.clone() });
         }
     }
 
@@ -260,7 +333,7 @@ impl Faults {
     }
 
     /// pydantic's lax integer: `5`, `"5"`, `5.0`, `true`.
-    pub fn integer(&mut self, loc: &[Value], input: &Value) -> Option<i64> {
+    pub fn integer(&mut self, location: Location<'_>, input: &Value) -> Option<i64> {
         let whole = |number: f64| (number.fract() == 0.0).then_some(number);
         let (kind, msg) = match input {
             Value::Bool(value) => return Some(i64::from(*value)),
@@ -269,7 +342,7 @@ impl Faults {
                     return Some(value);
                 }
                 match number.as_f64().map(whole) {
-                    Some(Some(value)) => return self.within_i64(loc, input, value),
+                    Some(Some(value)) => return self.within_i64(location, input, value),
                     _ => ("int_from_float", "Input should be a valid integer, got a number with a fractional part"),
                 }
             }
@@ -290,27 +363,32 @@ impl Faults {
                 let unsigned = digits.strip_prefix(['-', '+']).unwrap_or(digits);
                 if !unsigned.is_empty() && unsigned.bytes().all(|byte| byte.is_ascii_digit()) {
                     let value = if digits.starts_with('-') { f64::MIN } else { f64::MAX };
-                    return self.within_i64(loc, input, value);
+                    return self.within_i64(location, input, value);
                 }
                 ("int_parsing", "Input should be a valid integer, unable to parse string as an integer")
             }
             _ => ("int_type", "Input should be a valid integer"),
         };
-        self.push(kind, loc, msg.to_owned(), input);
+        self.push(kind, location, msg.to_owned(), input);
         None
     }
 
-    fn within_i64(&mut self, loc: &[Value], input: &Value, value: f64) -> Option<i64> {
+    fn within_i64(&mut self, location: Location<'_>, input: &Value, value: f64) -> Option<i64> {
         const BOUND: f64 = 9_223_372_036_854_775_808.0;
         if value >= BOUND {
-            self.push("less_than_equal", loc, format!("Input should be less than or equal to {}", i64::MAX), input);
+            self.push(
+                "less_than_equal",
+                location,
+                format!("Input should be less than or equal to {}", i64::MAX),
+                input,
+            );
             return None;
         }
         // Of the numbers that reach this as a float, the bound itself may be one that was rounded to it.
         if value <= -BOUND {
             self.push(
                 "greater_than_equal",
-                loc,
+                location,
                 format!("Input should be greater than or equal to {}", i64::MIN),
                 input,
             );
@@ -322,7 +400,7 @@ impl Faults {
     }
 
     /// A finite number; `"1.5"` and `true` count.
-    pub fn number(&mut self, loc: &[Value], input: &Value) -> Option<f64> {
+    pub fn number(&mut self, location: Location<'_>, input: &Value) -> Option<f64> {
         let value = match input {
             Value::Bool(value) => Some(f64::from(u8::from(*value))),
             Value::Number(number) => number.as_f64(),
@@ -330,60 +408,68 @@ impl Faults {
                 Ok(value) => Some(value),
                 Err(_) => {
                     let msg = "Input should be a valid number, unable to parse string as a number";
-                    self.push("float_parsing", loc, msg.to_owned(), input);
+                    self.push("float_parsing", location, msg.to_owned(), input);
                     return None;
                 }
             },
             _ => {
-                self.push("float_type", loc, "Input should be a valid number".to_owned(), input);
+                self.push("float_type", location, "Input should be a valid number".to_owned(), input);
                 return None;
             }
         };
         let finite = value.filter(|value| value.is_finite());
         if finite.is_none() {
-            self.push("finite_number", loc, "Input should be a finite number".to_owned(), input);
+            self.push("finite_number", location, "Input should be a finite number".to_owned(), input);
         }
         finite
     }
 
     /// A text of so many characters without control characters.
-    pub fn text(&mut self, loc: &[Value], input: &Value, characters: &RangeInclusive<usize>) -> Option<String> {
+    pub fn text(
+        &mut self,
+        location: Location<'_>,
+        input: &Value,
+        characters: &RangeInclusive<usize>,
+    ) -> Option<String> {
         let Value::String(text) = input else {
-            self.push("string_type", loc, "Input should be a valid string".to_owned(), input);
+            self.push("string_type", location, "Input should be a valid string".to_owned(), input);
             return None;
         };
         let plural = |count: usize| if count == 1 { "character" } else { "characters" };
         let count = text.chars().count();
         if count < *characters.start() {
             let msg = format!("String should have at least {} {}", characters.start(), plural(*characters.start()));
-            self.push("string_too_short", loc, msg, input);
+            self.push("string_too_short", location, msg, input);
             return None;
         }
         if count > *characters.end() {
             let msg = format!("String should have at most {} {}", characters.end(), plural(*characters.end()));
-            self.push("string_too_long", loc, msg, input);
+            self.push("string_too_long", location, msg, input);
             return None;
         }
         if text.chars().any(char::is_control) {
-            self.push("value_error", loc, "Value error, control characters are not allowed".to_owned(), input);
+            self.push("value_error", location, "Value error, control characters are not allowed".to_owned(), input);
             return None;
         }
         Some(text.clone())
     }
 
     /// A list of texts, repeats dropped.
-    pub fn texts(&mut self, loc: &[Value], input: &Value, characters: &RangeInclusive<usize>) -> Option<Vec<String>> {
+    pub fn texts(
+        &mut self,
+        location: Location<'_>,
+        input: &Value,
+        characters: &RangeInclusive<usize>,
+    ) -> Option<Vec<String>> {
         let Value::Array(items) = input else {
-            self.push("list_type", loc, "Input should be a valid list".to_owned(), input);
+            self.push("list_type", location, "Input should be a valid list".to_owned(), input);
             return None;
         };
         let mut seen = std::collections::HashSet::new();
         let mut texts = Vec::with_capacity(items.len());
         let mut is_valid = true;
         for (index, item) in items.iter().enumerate() {
-            let mut loc = loc.to_vec();
-            loc.push(json!(index));
-            match self.text(&loc, item, characters) {
+            match self.text(location.item(index), item, characters) {
                 Some(text) if seen.insert(text.clone()) => texts.push(text),
                 Some(_) => {}
                 None => is_valid = false,
@@ -401,13 +487,14 @@ pub fn not_found(code: &'static str, detail: &str) -> ApiError {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
     use crate::http::error::Detail;
 
     fn integer(input: Value) -> Result<i64, &'static str> {
         let mut faults = Faults::default();
-        faults.integer(&["body".into()], &input).ok_or_else(|| faults.0[0].kind)
+        faults.integer(Location::whole("body"), &input).ok_or_else(|| faults.0[0].kind)
     }
 
     fn faults_of(error: ApiError) -> Vec<Fault> {
@@ -471,7 +558,7 @@ mod tests {
     fn a_body_full_of_faults_is_refused_briefly() {
         let mut faults = Faults::default();
         let many = Value::Array(vec![json!(1); 100_000]);
-        assert_eq!(faults.texts(&["body".into()], &many, &(1..=100)), None);
+        assert_eq!(faults.texts(Location::whole("body"), &many, &(1..=100)), None);
         assert_eq!(faults.0.len(), MAX_FAULTS);
     }
 
@@ -486,7 +573,7 @@ mod tests {
         #[test]
         fn any_text_is_an_integer_or_a_fault(text in "\\PC{0,20}|[-+]?[0-9.]{0,30}") {
             let mut faults = Faults::default();
-            let value = faults.integer(&["query".into()], &Value::from(text));
+            let value = faults.integer(Location::whole("query"), &Value::from(text));
             prop_assert_eq!(value.is_none(), faults.finish().is_err());
         }
     }

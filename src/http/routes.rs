@@ -1,15 +1,16 @@
 //! Which route a path belongs to, and what the surface has to know of it. The router finds the handler;
-//! this table is asked before it, and answers for reads of the directory in its place.
+//! this table is asked before it, and answers for calls of the directory in its place.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
+use axum::routing::MethodFilter;
 use parking_lot::RwLock;
 use prometheus::{Histogram, IntCounter};
 
 use super::openapi::ENDPOINTS;
-use crate::directory::routes::{Parse, READS};
+use crate::directory::routes::{CALLS, Parse};
 use crate::telemetry::metrics::Metrics;
 
 const BODY_LIMIT: usize = 1024 * 1024;
@@ -33,8 +34,8 @@ pub struct Route {
     pub body_limit: usize,
     /// Whether its requests have no deadline.
     pub is_waiting: bool,
-    /// How a `GET` of it is read, where one snapshot of the directory answers it.
-    pub parse: Option<Parse>,
+    /// How its calls of the directory are understood.
+    calls: Vec<(MethodFilter, Parse)>,
     /// The metrics of the route so far. Few, so that looking through them is cheaper than hashing labels.
     series: RwLock<Vec<Series>>,
 }
@@ -48,28 +49,45 @@ struct Series {
 
 impl RouteTable {
     pub fn new() -> Result<Self, matchit::InsertError> {
-        let reads: HashMap<&str, Parse> = READS.into_iter().collect();
         let templates: BTreeSet<&'static str> = ENDPOINTS.iter().map(|endpoint| endpoint.path).collect();
         let mut matcher = matchit::Router::new();
         for template in templates.into_iter().chain([UNDOCUMENTED]) {
-            matcher.insert(template, Route::new(template, reads.get(template).copied()))?;
+            matcher.insert(template, Route::new(template))?;
         }
-        Ok(Self { matcher, unmatched: Route::new("unmatched", None) })
+        Ok(Self { matcher, unmatched: Route::new("unmatched") })
     }
 
-    /// The route of a path, and the path's parameters in their order, as they stand in it.
-    pub fn find<'a>(&'a self, path: &'a str) -> (&'a Route, Vec<&'a str>) {
-        match self.matcher.at(path) {
-            Ok(found) => (found.value, found.params.iter().map(|(_, text)| text).collect()),
-            Err(_) => (&self.unmatched, Vec::new()),
+    /// The route of a path, and the path's parameters in their order, as they stand in it. None has more than two.
+    pub fn find<'t, 'p>(&'t self, path: &'p str) -> (&'t Route, [&'p str; 2]) {
+        let mut parameters = [""; 2];
+        let Ok(found) = self.matcher.at(path) else { return (&self.unmatched, parameters) };
+        for (parameter, (_, text)) in parameters.iter_mut().zip(found.params.iter()) {
+            *parameter = text;
         }
+        (found.value, parameters)
     }
 }
 
 impl Route {
-    fn new(template: &'static str, parse: Option<Parse>) -> Self {
+    fn new(template: &'static str) -> Self {
+        let calls = CALLS.into_iter().filter(|(_, of, _)| *of == template).map(|(method, _, parse)| (method, parse));
         let body_limit = if template == "/alerts" { ALERTS_BODY_LIMIT } else { BODY_LIMIT };
-        Self { template, body_limit, is_waiting: WAITING.contains(&template), parse, series: RwLock::default() }
+        Self {
+            template,
+            body_limit,
+            is_waiting: WAITING.contains(&template),
+            calls: calls.collect(),
+            series: RwLock::default(),
+        }
+    }
+
+    /// How a method's call of the directory is understood; `None`: that is for the router.
+    pub fn find_call(&self, method: &Method) -> Option<Parse> {
+        if self.calls.is_empty() {
+            return None;
+        }
+        let method = MethodFilter::try_from(method.clone()).ok()?;
+        self.calls.iter().find(|(of, _)| *of == method).map(|(_, parse)| *parse)
     }
 
     /// Counts a finished request.
@@ -112,24 +130,31 @@ mod tests {
         let table = RouteTable::new().expect("no two routes for a path");
         let find = |path| {
             let (route, parameters) = table.find(path);
-            (route.template, parameters.into_iter().map(str::to_owned).collect::<Vec<_>>())
+            (route.template, parameters.map(str::to_owned))
         };
-        assert_eq!(
-            find("/users/7/zones/a%20b"),
-            ("/users/{id}/zones/{zone_id}", vec!["7".to_owned(), "a%20b".to_owned()])
-        );
-        assert_eq!(find("/users-dict"), ("/users-dict", vec![]));
-        assert_eq!(find("/nowhere"), ("unmatched", vec![]));
-        assert_eq!(find("/users/"), ("unmatched", vec![]));
+        let expected = |template, parameters: [&str; 2]| (template, parameters.map(str::to_owned));
+        assert_eq!(find("/users/7/zones/a%20b"), expected("/users/{id}/zones/{zone_id}", ["7", "a%20b"]));
+        assert_eq!(find("/users/7"), expected("/users/{id}", ["7", ""]));
+        assert_eq!(find("/users-dict"), expected("/users-dict", ["", ""]));
+        assert_eq!(find("/nowhere"), expected("unmatched", ["", ""]));
+        assert_eq!(find("/users/"), expected("unmatched", ["", ""]));
+        assert!(ENDPOINTS.iter().all(|endpoint| endpoint.path.matches('{').count() <= 2));
     }
 
     #[test]
-    fn every_read_is_a_documented_route() {
-        for (template, _) in READS {
-            let is_it =
-                |endpoint: &&super::super::openapi::Endpoint| endpoint.path == template && endpoint.method == "get";
-            assert!(ENDPOINTS.iter().any(|endpoint| is_it(&endpoint)), "{template}");
+    fn every_call_is_a_documented_endpoint_and_found_by_its_method() {
+        let table = RouteTable::new().expect("routes");
+        let mut found = 0;
+        for endpoint in ENDPOINTS {
+            let method = Method::from_bytes(endpoint.method.to_ascii_uppercase().as_bytes()).expect("a method");
+            found += usize::from(table.find(endpoint.path).0.find_call(&method).is_some());
         }
+        assert_eq!(found, CALLS.len());
+        let route = table.find("/users/7").0;
+        let is_call = |method: &Method| route.find_call(method).is_some();
+        assert!(is_call(&Method::GET) && is_call(&Method::PUT));
+        assert!(!is_call(&Method::HEAD) && !is_call(&Method::PATCH));
+        assert!(!is_call(&Method::from_bytes(b"BREW").expect("a method")));
     }
 
     #[test]

@@ -1,16 +1,18 @@
 //! All of the service as one function from a request to its answer: what stands around every request (its
 //! id, its body within limits, its deadline, the guard against panics, its metrics and its one log line),
-//! then the short way for reads of the directory, or the router.
+//! then the short way for calls of the directory, or the router.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::BoxError;
 use axum::body::{Body, Bytes};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use axum::response::IntoResponse;
+use compact_str::CompactString;
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, Limited};
 use tower::ServiceExt;
@@ -22,7 +24,7 @@ use super::routes::{Route, RouteTable};
 use super::taken::Taken;
 use crate::config::ApiConfig;
 use crate::directory::Directory;
-use crate::directory::routes::{Asked, Read};
+use crate::directory::routes::{Asked, Call, Parse};
 use crate::lifecycle::panic_text;
 use crate::telemetry::metrics::Metrics;
 
@@ -57,56 +59,73 @@ impl Surface {
     }
 
     /// `taken`: what the client has taken of its answers, for those who stream.
-    pub async fn answer<B>(&self, request: Request<B>, taken: &Taken) -> Answer
+    ///
+    /// What needs no body is understood before this returns, and the request given up: whatever is kept of it keeps
+    /// the buffer it came in, and its connection, which reads on before it polls the answer, would need another one.
+    pub fn answer<'a, B>(
+        &'a self,
+        request: Request<B>,
+        taken: &'a Taken,
+    ) -> impl Future<Output = Answer> + Send + use<'a, B>
     where
         B: hyper::body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
         let begun_at = Instant::now();
         let id = request_id(request.headers());
-        let (method, uri) = (request.method().clone(), request.uri().clone());
-        let (route, parameters) = self.0.routes.find(uri.path());
-        let span =
-            tracing::span!(SPAN_LEVEL, "request", request_id = id.to_str().ok(), %method, route = route.template);
-        let answering = async {
-            match self.find_read(route, &parameters, &request) {
-                Some(Ok(read)) => read.answer(&self.0.directory).await.unwrap_or_else(into_answer),
-                Some(Err(error)) => into_answer(error),
-                // Boxed, so that the short way need not carry the room for it.
-                None => Box::pin(self.pass_on(route, request, taken)).await,
-            }
+        let method = request.method().clone();
+        let path = CompactString::from(request.uri().path());
+        let (route, parameters) = self.0.routes.find(&path);
+        let arrived = match find_call(route, &request) {
+            Some(parse) if has_no_body(&method) => Arrived::Call(understand(parse, &request, parameters)),
+            parse => Arrived::Request(request, parse),
         };
-        let answered = AssertUnwindSafe(answering).catch_unwind().instrument(span).await;
-        let mut answer = answered.unwrap_or_else(|panic| {
-            self.0.metrics.http_panics.inc();
-            let (id, text) = (id.to_str().unwrap_or_default(), panic_text(panic.as_ref()));
-            tracing::error!(request_id = id, path = uri.path(), panic = text, "a handler panicked");
-            into_answer(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "Internal Server Error"))
-        });
-        let took = begun_at.elapsed();
-        route.record(&self.0.metrics, &method, answer.status(), took);
-        write_line(&answer, &id, &method, &uri, took);
-        if let Some(error) = answer.extensions_mut().remove::<ErrorBody>() {
-            write_error(&mut answer, &error, &id, method == Method::HEAD);
+        async move {
+            let span =
+                tracing::span!(SPAN_LEVEL, "request", request_id = id.to_str().ok(), %method, route = route.template);
+            let answering = async {
+                match arrived {
+                    Arrived::Call(Ok(Ok(call))) => call.answer(&self.0.directory).await.unwrap_or_else(into_answer),
+                    Arrived::Call(Ok(Err(error))) => into_answer(error),
+                    Arrived::Call(Err(panic)) => std::panic::resume_unwind(panic),
+                    Arrived::Request(request, Some(parse)) => {
+                        self.call(parse, route, &path, request).await.unwrap_or_else(into_answer)
+                    }
+                    // Boxed, so that the short way need not carry the room for it.
+                    Arrived::Request(request, None) => Box::pin(self.pass_on(route, request, taken)).await,
+                }
+            };
+            let answered = AssertUnwindSafe(answering).catch_unwind().instrument(span).await;
+            let mut answer = answered.unwrap_or_else(|panic| {
+                self.0.metrics.http_panics.inc();
+                let (id, text) = (id.to_str().unwrap_or_default(), panic_text(panic.as_ref()));
+                tracing::error!(request_id = id, path = &*path, panic = text, "a handler panicked");
+                into_answer(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "Internal Server Error"))
+            });
+            let took = begun_at.elapsed();
+            route.record(&self.0.metrics, &method, answer.status(), took);
+            write_line(&answer, &id, &method, &path, took);
+            if let Some(error) = answer.extensions_mut().remove::<ErrorBody>() {
+                write_error(&mut answer, &error, &id, method == Method::HEAD);
+            }
+            answer.headers_mut().insert(REQUEST_ID, id);
+            answer
         }
-        answer.headers_mut().insert(REQUEST_ID, id);
-        answer
     }
 
-    /// Whether the short way answers this: a plain `GET` of a read, as programs send it.
-    fn find_read<B: hyper::body::Body>(
-        &self,
-        route: &Route,
-        parameters: &[&str],
-        request: &Request<B>,
-    ) -> Option<Result<Read, ApiError>> {
-        let parse = route.parse?;
-        let is_plain = *request.method() == Method::GET
-            && request.body().is_end_stream()
-            && !request.headers().contains_key(header::ORIGIN)
-            && !request.uri().path().contains('%');
-        let asked = Asked { parameters, query: request.uri().query(), headers: request.headers() };
-        is_plain.then(|| parse(&asked))
+    /// The short way of calls with a body.
+    async fn call<B>(&self, parse: Parse, route: &Route, path: &str, request: Request<B>) -> Result<Answer, ApiError>
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let (parts, body) = request.into_parts();
+        let body = self.read_body(route.body_limit, &parts, body).await?;
+        let (_, parameters) = self.0.routes.find(path);
+        let asked = Asked { parameters, query: parts.uri.query(), headers: &parts.headers, body: &body };
+        let call = parse(&asked)?;
+        drop((parts, body));
+        self.in_time(call.answer(&self.0.directory)).await?
     }
 
     async fn pass_on<B>(&self, route: &Route, request: Request<B>, taken: &Taken) -> Answer
@@ -116,37 +135,45 @@ impl Surface {
     {
         let (mut parts, body) = request.into_parts();
         parts.extensions.insert(taken.clone());
-        let request = match self.with_whole_body(route.body_limit, parts, Body::new(body)).await {
-            Ok(request) => request,
+        let request = match self.read_body(route.body_limit, &parts, body).await {
+            Ok(body) => Request::from_parts(parts, Body::from(body)),
             Err(error) => return into_answer(error),
         };
         let answering = self.0.router.clone().oneshot(request);
-        let Ok(response) = if route.is_waiting {
-            answering.await
-        } else {
-            match tokio::time::timeout(self.0.request_deadline, answering).await {
-                Ok(answered) => answered,
-                Err(_) => {
-                    let why = "the request took too long";
-                    return into_answer(ApiError::unavailable("service", "request_deadline", why));
-                }
-            }
-        };
-        response.map(AnswerBody::Made)
+        let answered = if route.is_waiting { Ok(answering.await) } else { self.in_time(answering).await };
+        match answered {
+            Ok(Ok(response)) => response.map(AnswerBody::Made),
+            Err(error) => into_answer(error),
+        }
     }
 
-    /// Reads the body here, once for all handlers: within its limit and its time, or not at all.
-    async fn with_whole_body(&self, limit: usize, parts: Parts, body: Body) -> Result<Request<Body>, ApiError> {
+    async fn in_time<T>(&self, answering: impl Future<Output = T>) -> Result<T, ApiError> {
+        let answered = tokio::time::timeout(self.0.request_deadline, answering).await;
+        answered.map_err(|_| ApiError::unavailable("service", "request_deadline", "the request took too long"))
+    }
+
+    /// Reads the body here, once for all handlers: within its limit and its time, or not at all. Those of methods
+    /// that have none are nobody's.
+    async fn read_body<B>(&self, limit: usize, parts: &Parts, body: B) -> Result<Bytes, ApiError>
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
         let declared =
             parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         if declared.is_some_and(|bytes| bytes > limit as u64) {
             return Err(too_large(limit));
         }
-        if matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS) || declared == Some(0) {
-            return Ok(Request::from_parts(parts, body));
+        if has_no_body(&parts.method) || declared == Some(0) {
+            return Ok(Bytes::new());
         }
-        let reading = Limited::new(body, limit).collect();
-        let bytes: Bytes = match tokio::time::timeout(self.0.body_timeout, reading).await {
+        let mut reading = pin!(Limited::new(body, limit).collect());
+        // Most have come with their head and need no timer.
+        let read = match reading.as_mut().now_or_never() {
+            Some(read) => Ok(read),
+            None => tokio::time::timeout(self.0.body_timeout, reading).await,
+        };
+        let bytes: Bytes = match read {
             Ok(Ok(collected)) => collected.to_bytes(),
             Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => return Err(too_large(limit)),
             Ok(Err(error)) => {
@@ -164,9 +191,37 @@ impl Surface {
         };
         match parts.headers.get(header::CONTENT_TYPE) {
             Some(content_type) if !bytes.is_empty() && !is_json(content_type) => Err(not_json(content_type)),
-            _ => Ok(Request::from_parts(parts, Body::from(bytes))),
+            _ => Ok(bytes),
         }
     }
+}
+
+/// What is to be done.
+enum Arrived<B> {
+    /// Or what is wrong with the request, or a panic.
+    Call(std::thread::Result<Result<Call, ApiError>>),
+    Request(Request<B>, Option<Parse>),
+}
+
+fn understand<B>(
+    parse: Parse,
+    request: &Request<B>,
+    parameters: [&str; 2],
+) -> std::thread::Result<Result<Call, ApiError>> {
+    let asked = Asked { parameters, query: request.uri().query(), headers: request.headers(), body: b"" };
+    std::panic::catch_unwind(AssertUnwindSafe(|| parse(&asked)))
+}
+
+fn has_no_body(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+}
+
+/// Whether the short way answers this: a plain call of the directory, as programs send it.
+fn find_call<B: hyper::body::Body>(route: &Route, request: &Request<B>) -> Option<Parse> {
+    let has_odd_body = has_no_body(request.method()) && !request.body().is_end_stream();
+    let is_plain =
+        !has_odd_body && !request.headers().contains_key(header::ORIGIN) && !request.uri().path().contains('%');
+    if is_plain { route.find_call(request.method()) } else { None }
 }
 
 /// A page of another site may send forms and plain text here without being asked; JSON it may not.
@@ -207,8 +262,8 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     })
 }
 
-fn write_line(answer: &Answer, id: &HeaderValue, method: &Method, uri: &Uri, took: Duration) {
-    let (status, path) = (answer.status(), uri.path());
+fn write_line(answer: &Answer, id: &HeaderValue, method: &Method, path: &str, took: Duration) {
+    let status = answer.status();
     let id = || id.to_str().unwrap_or_default();
     if status.is_server_error() {
         let cause = answer.extensions().get::<FailureCause>().map_or("", |cause| &cause.0);
@@ -231,7 +286,7 @@ fn write_error(answer: &mut Answer, error: &ErrorBody, id: &HeaderValue, is_head
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use async_trait::async_trait;
     use axum::Router;
     use axum::routing::get;
@@ -243,8 +298,10 @@ mod tests {
     use crate::lifecycle::Lifecycle;
     use crate::store_error::StoreError;
 
-    /// A database that is away.
-    struct Away;
+    /// A database that is away, or takes writes and does not answer them.
+    struct Away {
+        is_silent: bool,
+    }
 
     fn away() -> StoreError {
         StoreError::unavailable_because("database", "connection refused")
@@ -253,6 +310,9 @@ mod tests {
     #[async_trait]
     impl DirectoryStore for Away {
         async fn write(&self, _: Command) -> Result<Outcome, WriteError> {
+            if self.is_silent {
+                std::future::pending::<()>().await;
+            }
             Err(away().into())
         }
 
@@ -273,14 +333,18 @@ mod tests {
         }
     }
 
-    fn surface(router: Router) -> Surface {
+    pub fn surface(router: Router) -> Surface {
+        surface_over(Away { is_silent: false }, router)
+    }
+
+    fn surface_over(store: Away, router: Router) -> Surface {
         let metrics = Arc::new(Metrics::new().expect("metrics"));
         let directory = DirectoryConfig {
             read_deadline: Duration::from_secs(2),
             stale_if_error: Duration::ZERO,
             audit_interval: Duration::from_secs(3600),
         };
-        let directory = Directory::start(Arc::new(Away), &directory, &Lifecycle::new(), metrics.clone());
+        let directory = Directory::start(Arc::new(store), &directory, &Lifecycle::new(), metrics.clone());
         Surface(Arc::new(Inner {
             routes: RouteTable::new().expect("routes"),
             router,
@@ -292,7 +356,15 @@ mod tests {
     }
 
     async fn ask(surface: &Surface, request: axum::http::request::Builder) -> (u16, HeaderMap, String) {
-        let request = request.body(Body::empty()).expect("a request");
+        ask_with(surface, request, "").await
+    }
+
+    async fn ask_with(
+        surface: &Surface,
+        request: axum::http::request::Builder,
+        body: &'static str,
+    ) -> (u16, HeaderMap, String) {
+        let request = request.body(Body::from(body)).expect("a request");
         let (parts, body) = surface.answer(request, &Taken::default()).await.into_parts();
         let body = body.collect().await.expect("a body").to_bytes();
         (parts.status.as_u16(), parts.headers, String::from_utf8(body.to_vec()).expect("UTF-8"))
@@ -327,22 +399,78 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_read_takes_the_short_way_only_when_it_is_plain() {
+    async fn a_write_that_does_not_end_is_answered_503_on_either_way() {
+        let surface = surface_over(Away { is_silent: true }, Router::new());
+        let directory = surface.0.directory.clone();
+        let surface = Surface(Arc::new(Inner {
+            routes: RouteTable::new().expect("routes"),
+            router: crate::directory::routes::router(directory.clone()),
+            directory,
+            metrics: surface.0.metrics.clone(),
+            ..*surface.0
+        }));
+        let origin = (header::ORIGIN, "https://screens.example");
+        for request in [Request::delete("/users/7"), Request::delete("/users/7").header(origin.0, origin.1)] {
+            let begun_at = tokio::time::Instant::now();
+            let (status, _, body) = ask(&surface, request).await;
+            assert!(status == 503 && body.contains("request_deadline"), "{body}");
+            assert_eq!(begun_at.elapsed().as_secs(), 30);
+        }
+    }
+
+    #[test]
+    fn a_panic_of_what_understands_a_request_is_caught() {
+        let request = Request::get("/users/7").body(Body::empty()).expect("a request");
+        let panics: Parse = |asked| panic!("no {}", asked.text(0));
+        let panic = understand(panics, &request, ["7", ""]).err().expect("a panic");
+        assert_eq!(panic_text(panic.as_ref()), "no 7");
+    }
+
+    #[tokio::test]
+    async fn a_body_of_the_short_way_is_checked_before_the_directory_is_asked() {
+        let surface = surface(Router::new());
+        let post = || Request::post("/users").header(header::CONTENT_TYPE, "application/json");
+        for (request, body, status, code) in [
+            (Request::post("/users").header(header::CONTENT_TYPE, "text/plain"), "{}", 422, "content-type"),
+            (post(), "{", 422, "json_invalid"),
+            (post(), "[]", 422, "model_attributes_type"),
+            (post(), r#"{"global_id":1}"#, 422, "missing"),
+            (post().header(header::CONTENT_LENGTH, "9999999999"), "{}", 413, "body_too_large"),
+            (post(), r#"{"global_id":1,"name":"Ann"}"#, 503, "database_unavailable"),
+        ] {
+            let (answered, _, text) = ask_with(&surface, request, body).await;
+            assert!(answered == status && text.contains(code), "{body}: {answered} {text}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_takes_the_short_way_only_when_it_is_plain() {
         let surface = surface(Router::new().fallback(async || "router"));
         let (status, headers, body) = ask(&surface, Request::get("/users/7")).await;
         assert_eq!((status, &headers[header::RETRY_AFTER]), (503, &HeaderValue::from_static("1")));
         assert!(body.contains("database_unavailable") && headers.contains_key(REQUEST_ID), "{body}");
         let (status, _, body) = ask(&surface, Request::get("/users/seven")).await;
         assert!(status == 422 && body.contains("int_parsing"), "{body}");
+        let (status, _, body) = ask(&surface, Request::delete("/users/7")).await;
+        assert!(status == 503 && body.contains("database_unavailable"), "{body}");
         for request in [
             Request::head("/users/7"),
-            Request::delete("/users/7"),
+            Request::patch("/users/7"),
             Request::get("/users/%37"),
             Request::get("/users/7").header(header::ORIGIN, "https://screens.example"),
             Request::get("/users/7/"),
         ] {
             let (status, _, body) = ask(&surface, request).await;
             assert!(status == 200 && (body == "router" || body.is_empty()), "{body}");
+        }
+        let with_body = [
+            Request::get("/users/7"),
+            Request::post("/users")
+                .header(header::CONTENT_TYPE, "application/json")
+                .header(header::ORIGIN, "https://screens.example"),
+        ];
+        for request in with_body {
+            assert_eq!(ask_with(&surface, request, "{}").await.2, "router");
         }
     }
 }

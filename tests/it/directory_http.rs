@@ -23,6 +23,7 @@ on_both_engines!(
     zones_with_users_and_statistics_agree,
     zone_ids_are_any_text_in_a_path,
     names_by_sql_are_served_as_stored,
+    a_page_of_another_site_is_answered_as_a_program_is,
 );
 
 fn square(zone_id: &str) -> Value {
@@ -486,4 +487,53 @@ async fn names_by_sql_are_served_as_stored(database: Database) {
     assert_eq!(app.get("/users/global/1").await.expect(200)["name"], "Ann");
     database.execute("DELETE FROM \"user\"").await;
     assert_eq!(app.get("/users-dict").await.text(), "{}");
+}
+
+/// Calls with an `Origin` take another way through the service.
+async fn a_page_of_another_site_is_answered_as_a_program_is(database: Database) {
+    let app = start_with_zones(&database, &["A", "B"]).await;
+    let ann = create(&app, json!({"global_id": 1, "name": "Ann", "zone_ids": ["A"]})).await;
+    let user = format!("/users/{}", ann["id"]);
+    let ask = async |method: &Method, path: &str, body: &Option<Value>, is_page: bool| {
+        let mut request = app.client().request(method.clone(), app.url(path));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        if is_page {
+            request = request.header("origin", "https://screens.example");
+        }
+        let answer = Answer::of(request.header("x-request-id", "the-same")).await;
+        let shown = ["content-type", "etag", "x-total-count", "dict-version", "x-request-id"];
+        (answer.status.as_u16(), shown.map(|name| answer.header(name).to_owned()), answer.text().to_owned())
+    };
+    // What changes nothing, or nothing the second time.
+    for (method, path, body, status) in [
+        (Method::GET, "/users?limit=1".to_owned(), None, 200),
+        (Method::GET, user.clone(), None, 200),
+        (Method::GET, "/users/global/1".to_owned(), None, 200),
+        (Method::GET, "/users/global/one".to_owned(), None, 422),
+        (Method::GET, "/users/by-zone/A".to_owned(), None, 200),
+        (Method::GET, format!("{user}/zones"), None, 200),
+        (Method::GET, "/users-dict".to_owned(), None, 200),
+        (Method::GET, "/stats/users".to_owned(), None, 200),
+        (Method::GET, "/stats/zones".to_owned(), None, 200),
+        (Method::GET, "/zones".to_owned(), None, 200),
+        (Method::GET, "/zones/A".to_owned(), None, 200),
+        (Method::GET, "/zones/C".to_owned(), None, 404),
+        (Method::GET, "/zones/A/with-users".to_owned(), None, 200),
+        (Method::POST, "/users".to_owned(), Some(json!({"global_id": 1, "name": "Bob"})), 400),
+        (Method::POST, "/users".to_owned(), Some(json!({"global_id": "x"})), 422),
+        (Method::PUT, user.clone(), Some(json!({"name": "Ann"})), 200),
+        (Method::DELETE, "/users/999".to_owned(), None, 404),
+        (Method::POST, format!("{user}/zones/assign"), Some(json!({"zone_ids": ["A"]})), 200),
+        (Method::POST, format!("{user}/zones/A/add"), None, 200),
+        (Method::DELETE, format!("{user}/zones/B"), None, 200),
+        (Method::POST, "/zones".to_owned(), Some(square("A")), 400),
+        (Method::PUT, "/zones/A".to_owned(), Some(json!({"zone_name": "Zone A"})), 200),
+        (Method::DELETE, "/zones/C".to_owned(), None, 404),
+    ] {
+        let (plain, page) = (ask(&method, &path, &body, false).await, ask(&method, &path, &body, true).await);
+        assert_eq!(plain.0, status, "{method} {path}: {}", plain.2);
+        assert_eq!(plain, page, "{method} {path}");
+    }
 }

@@ -58,7 +58,7 @@ fn every_operation_has_an_id_of_its_own_and_says_how_it_answers() {
     }
 }
 
-/// Every `.route("…")` of the sources.
+/// Every `.route("…")` of the sources, and every row of the table of calls.
 fn mounted() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut open = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
@@ -71,10 +71,10 @@ fn mounted() -> BTreeSet<String> {
             }
             let text = std::fs::read_to_string(&path).expect("UTF-8");
             let product = text.split("#[cfg(test)]").next().unwrap_or_default();
-            let calls = product.split(".route(").skip(1);
-            found.extend(
-                calls.filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next().map(str::to_owned)),
-            );
+            let text_at_once = |rest: &str| rest.trim_start().strip_prefix('"')?.split('"').next().map(str::to_owned);
+            found.extend(product.split(".route(").skip(1).filter_map(text_at_once));
+            let rows = product.split("(MethodFilter::").skip(1).filter_map(|row| row.split_once(','));
+            found.extend(rows.filter_map(|(_, rest)| text_at_once(rest)));
         }
     }
     found

@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::IntoResponse;
@@ -14,11 +13,11 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use tokio::sync::watch;
 
-use super::reads::{Asked, Read, USERS_WRITTEN_INLINE, read};
+use super::calls::{Asked, Call, USERS_WRITTEN_INLINE};
 use crate::directory::dict::DictBody;
 use crate::directory::sync::FreshGuard;
 use crate::directory::{Cursor, DictDelta, Directory, Snapshot};
-use crate::http::answer::{Answer, AnswerBody, Pieces, json, to_json};
+use crate::http::answer::{Answer, AnswerBody, Pieces, json, json_of, to_json};
 use crate::http::compute;
 use crate::http::error::ApiError;
 use crate::http::extract::Query;
@@ -28,11 +27,7 @@ const DICT_VERSION: HeaderName = HeaderName::from_static("dict-version");
 const LONGEST_WAIT_SECONDS: i64 = 60;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-pub fn router() -> Router<Directory> {
-    Router::new().route("/users-dict", read(users_dict))
-}
-
-pub fn users_dict(asked: &Asked<'_>) -> Result<Read, ApiError> {
+pub fn users_dict(asked: &Asked<'_>) -> Result<Call, ApiError> {
     let mut query = Query::parse(asked.query);
     let use_cache = query.boolean("use_cache", true);
     let wait_seconds = query.integer("wait", 0, 0..=LONGEST_WAIT_SECONDS);
@@ -40,15 +35,15 @@ pub fn users_dict(asked: &Asked<'_>) -> Result<Read, ApiError> {
     let token = resumed.or(query.find("since")).map(str::to_owned);
     query.finish()?;
     if accepts(asked.headers, &header::ACCEPT, "text/event-stream") {
-        return Ok(Read::of_directory(|directory| follow(directory, token)));
+        return Ok(Call::of_directory(|directory| follow(directory, token)));
     }
     match token {
         Some(token) => {
             let wait = Duration::from_secs(wait_seconds.unsigned_abs());
-            Ok(Read::of_directory(async move |directory| changes(&directory, Cursor::parse(&token), wait).await))
+            Ok(Call::of_directory(async move |directory| changes(&directory, Cursor::parse(&token), wait).await))
         }
         None if use_cache => Ok(whole(asked.headers)),
-        None => Ok(Read::of_directory(async |directory: Directory| {
+        None => Ok(Call::of_directory(async |directory: Directory| {
             let mut answer = to_json(&directory.read_users_dict_uncached().await?)?;
             answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
             Ok(answer)
@@ -56,18 +51,19 @@ pub fn users_dict(asked: &Asked<'_>) -> Result<Read, ApiError> {
     }
 }
 
-fn whole(headers: &HeaderMap) -> Read {
-    let known: Vec<HeaderValue> = headers.get_all(header::IF_NONE_MATCH).iter().cloned().collect();
-    let is_known = move |snapshot: &Snapshot| {
-        known.iter().any(|value| value.to_str().is_ok_and(|value| matches_etag(value, snapshot.dict_etag())))
-    };
+fn whole(headers: &HeaderMap) -> Call {
+    let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    // Several lines are one list (RFC 9110, section 5.3).
+    let known = known.map(str::to_owned).reduce(|list, line| list + "," + &line);
+    let is_known =
+        move |snapshot: &Snapshot| known.as_ref().is_some_and(|list| matches_etag(list, snapshot.dict_etag()));
     if !accepts(headers, &header::ACCEPT_ENCODING, "gzip") {
-        return Read::of_view(move |view| {
+        return Call::of_view(move |view| {
             let body = (!is_known(&view.snapshot)).then(|| view.snapshot.dict_json());
             Ok(dict_answer(&view.snapshot, body, None))
         });
     }
-    Read::of_long_view(
+    Call::of_long_view(
         |snapshot| snapshot.count_users() > USERS_WRITTEN_INLINE && !snapshot.has_dict_gzip(),
         move |view| {
             let body = (!is_known(&view.snapshot)).then(|| view.snapshot.dict_gzip());
@@ -90,6 +86,8 @@ fn dict_answer(snapshot: &Snapshot, body: Option<&DictBody>, encoding: Option<He
         }
     };
     let headers = answer.headers_mut();
+    // All that follow, and the request's id: else it would grow, and be built anew.
+    headers.reserve(6);
     headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     if let Some(encoding) = encoding {
@@ -119,7 +117,7 @@ fn matches_etag(list: &str, etag: &str) -> bool {
     fn opaque(tag: &str) -> &str {
         tag.trim().strip_prefix("W/").unwrap_or(tag.trim())
     }
-    list.trim() == "*" || list.split(',').any(|tag| opaque(tag) == opaque(etag))
+    list.split(',').any(|tag| tag.trim() == "*" || opaque(tag) == opaque(etag))
 }
 
 /// Whether a header with quality values names the value, or `*` where that means any encoding.
@@ -174,7 +172,7 @@ async fn changes(directory: &Directory, since: Option<Cursor>, wait: Duration) -
     }
     let version = delta.version.to_string();
     let body = encode(delta).await?;
-    let mut answer = json(Pieces::One(body.into()));
+    let mut answer = json_of(body);
     answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     insert(answer.headers_mut(), DICT_VERSION, version.into());
     Ok(answer)

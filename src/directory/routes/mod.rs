@@ -1,24 +1,18 @@
 //! `/users`, `/zones`, `/stats`, `/users-dict`: the directory over HTTP. Knows the facade alone.
 
+mod calls;
 mod dict;
-mod reads;
 mod users;
 mod zones;
 
 use std::time::Duration;
 
-use axum::Router;
 use axum::http::{HeaderName, HeaderValue, header};
 
-pub use self::reads::{Asked, Parse, READS, Read};
-use super::Directory;
+pub use self::calls::{Asked, CALLS, Call, Parse, router};
 use crate::http::answer::Answer;
 use crate::http::error::ApiError;
 use crate::http::extract::Query;
-
-pub fn router(directory: Directory) -> Router {
-    Router::new().merge(users::router()).merge(zones::router()).merge(dict::router()).with_state(directory)
-}
 
 const TOTAL_COUNT: HeaderName = HeaderName::from_static("x-total-count");
 
@@ -29,6 +23,17 @@ fn page(query: Option<&str>) -> Result<(usize, usize), ApiError> {
     let limit = query.integer("limit", 100, 1..=10_000);
     query.finish()?;
     Ok((usize::try_from(skip).unwrap_or(usize::MAX), usize::try_from(limit).unwrap_or(0)))
+}
+
+/// A JSON object with one more field.
+fn with_field(mut object: Vec<u8>, name: &'static str, value: &[u8]) -> Vec<u8> {
+    object.pop();
+    object.extend_from_slice(b",\"");
+    object.extend_from_slice(name.as_bytes());
+    object.extend_from_slice(b"\":");
+    object.extend_from_slice(value);
+    object.push(b'}');
+    object
 }
 
 /// An answer from before the database went away says so.
