@@ -1,25 +1,27 @@
-//! The accept loop. Bounds what a client can hold: connections, the wait for its first byte, its
-//! headers, its idleness, and an answer that it does not take. Knows nothing of what is served.
+//! The accept loop. Bounds what a client can hold: connections here, time in [`super::keeper`]. Knows nothing of
+//! what is served.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
 
 use super::answer::{AnswerBody, Rest};
 use super::error::{Detail, ErrorBody};
+use super::keeper::{Keeper, Kept, Order, Progress, RequestEnd};
 use super::surface::Surface;
 use super::taken::Taken;
 use crate::config::ApiConfig;
@@ -58,6 +60,8 @@ pub async fn serve(
     lifecycle: Lifecycle,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<()> {
+    let keeper = Keeper::new(config.clone(), metrics.clone());
+    lifecycle.spawn_service("connections' keeper", keeper.clone().run(lifecycle.clone()));
     let open = Arc::new(AtomicUsize::new(0));
     let refusals = Arc::new(Semaphore::new(REFUSALS));
     let mut is_failing = false;
@@ -90,13 +94,7 @@ pub async fn serve(
             continue;
         }
         let place = Place::take(open.clone(), metrics.clone());
-        let connection = Connection {
-            surface: surface.clone(),
-            config: config.clone(),
-            lifecycle: lifecycle.clone(),
-            metrics: metrics.clone(),
-        };
-        lifecycle.spawn_work(connection.run(stream, place));
+        lifecycle.spawn_work(serve_connection(surface.clone(), stream, place, keeper.enter()));
     }
 }
 
@@ -140,150 +138,41 @@ impl Drop for Place {
     }
 }
 
-struct Connection {
-    surface: Surface,
-    config: ApiConfig,
-    lifecycle: Lifecycle,
-    metrics: Arc<Metrics>,
-}
-
-impl Connection {
-    async fn run(self, stream: TcpStream, place: Place) {
-        let progress = Arc::new(Progress::new());
-        let (surface, seen) = (&self.surface, &progress);
-        let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-            seen.begin_request();
-            let end = RequestEnd(seen.clone());
-            async move {
-                let answer = surface.answer(request, &seen.taken).await;
-                Ok::<_, std::convert::Infallible>(answer.map(|body| WatchedBody { body, _end: end }))
-            }
-        });
-        let io = TokioIo::new(Watched { stream, progress: progress.clone(), lingering: None, place });
-        // Our own watch tells slow headers from idleness, which hyper's one timeout does not.
-        let serving = hyper::server::conn::http1::Builder::new()
-            .header_read_timeout(None)
-            .max_buf_size(64 * 1024)
-            .serve_connection(io, service)
-            .with_upgrades();
-        tokio::pin!(serving);
-        let config = &self.config;
-        let limits = [config.first_byte_timeout, config.header_timeout, config.keep_alive_timeout, config.body_timeout];
-        let shortest = limits.into_iter().min().unwrap_or_default();
-        let pause = (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1));
-        let mut draining = false;
-        loop {
-            tokio::select! {
-                biased;
-                outcome = &mut serving => {
-                    if let Err(error) = outcome {
-                        tracing::debug!(%error, "a connection ended early");
-                    }
-                    return;
-                }
-                () = self.lifecycle.draining().cancelled(), if !draining => {
-                    draining = true;
-                    serving.as_mut().graceful_shutdown();
-                }
-                () = self.lifecycle.aborting().cancelled() => return,
-                () = tokio::time::sleep(pause) => {
-                    if let Some(reason) = progress.find_reason_to_close(&self.config) {
-                        if reason != "idle" {
-                            self.metrics.http_connections_refused.with_label_values(&[reason]).inc();
-                        }
-                        return;
-                    }
-                }
-            }
+/// Serves a connection until it ends or is told to end.
+async fn serve_connection(surface: Surface, stream: TcpStream, place: Place, kept: Kept) {
+    let (surface, progress) = (&surface, &kept.progress);
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let end = progress.begin_request();
+        let answering = surface.answer(request, &progress.taken);
+        async move { Ok::<_, Infallible>(answering.await.map(|body| WatchedBody { body, _end: end })) }
+    });
+    let io = TokioIo::new(Watched { stream, progress: progress.clone(), lingering: None, place });
+    // Our own watch tells slow headers from idleness, which hyper's one timeout does not.
+    let serving = hyper::server::conn::http1::Builder::new()
+        .header_read_timeout(None)
+        .max_buf_size(64 * 1024)
+        .serve_connection(io, service)
+        .with_upgrades();
+    let mut serving = pin!(serving);
+    let mut is_finishing = false;
+    let ended = std::future::poll_fn(|context| {
+        let order = progress.poll_order(context);
+        if order == Order::Close {
+            return Poll::Ready(Ok(()));
         }
-    }
-}
-
-/// What a connection is doing, as far as its limits are concerned.
-struct Progress {
-    opened_at: Instant,
-    in_request: AtomicBool,
-    had_request: AtomicBool,
-    /// Milliseconds after `opened_at`, plus one; zero: no byte of a next request yet.
-    head_since: AtomicU64,
-    /// The end of the last request, or of the last write.
-    idle_since: AtomicU64,
-    /// As `head_since`; zero: the client takes what it is sent.
-    stuck_since: AtomicU64,
-    taken: Taken,
-}
-
-impl Progress {
-    fn new() -> Self {
-        Self {
-            opened_at: Instant::now(),
-            in_request: AtomicBool::new(false),
-            had_request: AtomicBool::new(false),
-            head_since: AtomicU64::new(0),
-            idle_since: AtomicU64::new(0),
-            stuck_since: AtomicU64::new(0),
-            taken: Taken::default(),
+        // Before anything else, so that what has come already is under way.
+        let polled = serving.as_mut().poll(context);
+        if polled.is_ready() {
+            return polled;
         }
-    }
-
-    fn elapsed_ms(&self) -> u64 {
-        u64::try_from(self.opened_at.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn saw_bytes(&self) {
-        if !self.in_request.load(Ordering::Relaxed) && self.head_since.load(Ordering::Relaxed) == 0 {
-            self.head_since.store(self.elapsed_ms() + 1, Ordering::Relaxed);
+        if order == Order::Finish && !std::mem::replace(&mut is_finishing, true) {
+            serving.as_mut().graceful_shutdown();
+            return serving.as_mut().poll(context);
         }
-    }
-
-    fn saw_write(&self, polled: &Poll<io::Result<usize>>) {
-        match polled {
-            Poll::Ready(written) => {
-                self.stuck_since.store(0, Ordering::Relaxed);
-                self.idle_since.store(self.elapsed_ms(), Ordering::Relaxed);
-                self.taken.add(*written.as_ref().unwrap_or(&0));
-            }
-            Poll::Pending if self.stuck_since.load(Ordering::Relaxed) == 0 => {
-                self.stuck_since.store(self.elapsed_ms() + 1, Ordering::Relaxed);
-            }
-            Poll::Pending => {}
-        }
-    }
-
-    fn begin_request(&self) {
-        self.in_request.store(true, Ordering::Relaxed);
-        self.had_request.store(true, Ordering::Relaxed);
-        self.head_since.store(0, Ordering::Relaxed);
-    }
-
-    fn find_reason_to_close(&self, config: &ApiConfig) -> Option<&'static str> {
-        let now = self.elapsed_ms();
-        let is_over = |since: u64, limit: Duration| u128::from(now.saturating_sub(since)) > limit.as_millis();
-        let stuck_since = self.stuck_since.load(Ordering::Relaxed);
-        // Who is still to take an answer is not idle, even when the answer was handed out whole.
-        if stuck_since > 0 {
-            return is_over(stuck_since - 1, config.body_timeout).then_some("answer");
-        }
-        if self.in_request.load(Ordering::Relaxed) {
-            return None;
-        }
-        match self.head_since.load(Ordering::Relaxed) {
-            0 if !self.had_request.load(Ordering::Relaxed) => {
-                is_over(0, config.first_byte_timeout).then_some("first_byte")
-            }
-            0 => is_over(self.idle_since.load(Ordering::Relaxed), config.keep_alive_timeout).then_some("idle"),
-            since => is_over(since - 1, config.header_timeout).then_some("headers"),
-        }
-    }
-}
-
-/// Marks the end of a request, however it ends: its answer was handed out whole, or is given up.
-struct RequestEnd(Arc<Progress>);
-
-impl Drop for RequestEnd {
-    fn drop(&mut self) {
-        self.0.idle_since.store(self.0.elapsed_ms(), Ordering::Relaxed);
-        self.0.in_request.store(false, Ordering::Relaxed);
+        if progress.is_overdue() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    });
+    if let Err(error) = ended.await {
+        tracing::debug!(%error, "a connection ended early");
     }
 }
 
@@ -313,7 +202,7 @@ impl hyper::body::Body for WatchedBody {
     }
 }
 
-/// The connection itself. Tells [`Progress`] when bytes come or go, and keeps its place until the end,
+/// The connection itself. Tells its [`Progress`] when bytes come or go, and keeps its place until the end,
 /// also when a WebSocket has taken it over.
 pub(super) struct Watched {
     stream: TcpStream,
@@ -327,6 +216,13 @@ impl Watched {
     /// For who takes the connection over, with limits of its own.
     pub(super) fn into_parts(self) -> (TcpStream, Taken, Place) {
         (self.stream, self.progress.taken.clone(), self.place)
+    }
+
+    fn saw_write(&self, polled: &Poll<io::Result<usize>>) {
+        self.progress.saw_write(match polled {
+            Poll::Ready(written) => Some(*written.as_ref().unwrap_or(&0)),
+            Poll::Pending => None,
+        });
     }
 }
 
@@ -348,7 +244,7 @@ impl AsyncRead for Watched {
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.progress.saw_write(&polled);
+        self.saw_write(&polled);
         polled
     }
 
@@ -384,11 +280,50 @@ impl AsyncWrite for Watched {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
-        self.progress.saw_write(&polled);
+        self.saw_write(&polled);
         polled
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::routing::get;
+    use futures_util::FutureExt;
+    use tokio::io::AsyncReadExt;
+
+    use super::super::keeper::tests::config;
+    use super::super::surface::tests::surface;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_that_has_come_when_the_drain_begins_is_answered() {
+        let listener = bind("127.0.0.1:0".parse().expect("an address")).expect("bound");
+        let mut client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("connected");
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+        let (stream, _) = listener.accept().await.expect("accepted");
+        stream.readable().await.expect("it has come");
+
+        let (metrics, lifecycle) = (Arc::new(Metrics::new().expect("metrics")), Lifecycle::new());
+        let keeper = Keeper::new(config(), metrics.clone());
+        let kept = keeper.enter();
+        lifecycle.draining().cancel();
+        assert!(keeper.run(lifecycle).now_or_never().is_none(), "it told the connection and goes on");
+        let place = Place::take(Arc::default(), metrics);
+        let surface = surface(Router::new().route("/", get(async || "fine")));
+        let reading = async {
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.expect("read");
+            drop(client);
+            answer
+        };
+        let serving = serve_connection(surface, stream, place, kept);
+        let both = tokio::time::timeout(Duration::from_secs(10), async { tokio::join!(serving, reading) });
+        let ((), answer) = both.await.expect("answered and closed");
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("fine"), "{answer}");
     }
 }

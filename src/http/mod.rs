@@ -5,6 +5,7 @@ pub mod answer;
 mod docs;
 pub mod error;
 pub mod extract;
+mod keeper;
 mod listener;
 pub mod openapi;
 mod routes;
