@@ -18,7 +18,7 @@ pub struct Batch {
     pub last_seq: i64,
 }
 
-pub struct Gathering {
+pub struct BatchBuilder {
     form: Form,
     pieces: Vec<Bytes>,
     piece: Vec<u8>,
@@ -26,7 +26,7 @@ pub struct Gathering {
     last_seq: i64,
 }
 
-impl Gathering {
+impl BatchBuilder {
     pub fn new(form: Form) -> Self {
         Self { form, pieces: Vec::new(), piece: Vec::new(), alerts: 0, last_seq: 0 }
     }
@@ -72,14 +72,14 @@ mod tests {
     fn small_alerts_share_a_piece_and_large_ones_are_not_copied() {
         let alert = |bytes: usize| Bytes::from(vec![b'x'; bytes]);
         let (small, half, large) = (alert(10), alert(PIECE_BYTES / 2), alert(PIECE_BYTES + 1));
-        let mut gathering = Gathering::new(Entry::frame);
+        let mut builder = BatchBuilder::new(Entry::frame);
         for bytes in [&small, &half, &half, &small, &large, &small] {
-            gathering.push_bytes(bytes);
+            builder.push_bytes(bytes);
         }
-        gathering.end_piece();
-        let sizes: Vec<usize> = gathering.pieces.iter().map(Bytes::len).collect();
+        builder.end_piece();
+        let sizes: Vec<usize> = builder.pieces.iter().map(Bytes::len).collect();
         assert_eq!(sizes, [10 + PIECE_BYTES / 2, PIECE_BYTES / 2 + 10, PIECE_BYTES + 1, 10]);
-        assert_eq!(gathering.pieces[2].as_ptr(), large.as_ptr());
-        assert!(Gathering::new(Entry::frame).finish().is_none());
+        assert_eq!(builder.pieces[2].as_ptr(), large.as_ptr());
+        assert!(BatchBuilder::new(Entry::frame).finish().is_none());
     }
 }

@@ -17,7 +17,7 @@ use futures_util::stream::{self, Stream};
 use prometheus::{IntCounter, IntGauge};
 use tokio::sync::{Semaphore, watch};
 
-use self::batch::{Batch, Form, Gathering};
+use self::batch::{Batch, BatchBuilder, Form};
 use self::hub::{Entry, Hub, Recent};
 use self::session::{BATCH_BYTES, HISTORY, Session, Step};
 use crate::alerts::types::{AlertPage, AlertQuery, Direction};
@@ -94,7 +94,7 @@ impl Push {
             self.catch_up(changes).await?;
         }
         loop {
-            let mut batch = Gathering::new(form);
+            let mut batch = BatchBuilder::new(form);
             let (step, end) = {
                 let recent = changes.borrow_and_update();
                 (session.take(&recent, |entry| batch.push(entry)), recent.last_seq)
