@@ -15,6 +15,7 @@ pub mod directory;
 pub mod push;
 
 // Shared vocabulary of features and rim.
+pub mod gathering;
 pub mod store_error;
 pub mod time;
 

@@ -21,6 +21,7 @@ use crate::config::DirectoryConfig;
 use crate::directory::cursor::Cursor;
 use crate::directory::replica::Snapshot;
 use crate::directory::store::{Changes, DirectoryFeed, DirectoryStore, Progress};
+use crate::gathering::{Gathering, PATIENCE};
 use crate::store_error::StoreError;
 use crate::telemetry::metrics::Metrics;
 
@@ -69,6 +70,9 @@ pub struct Driver {
     /// Smoothed round trip of a validation.
     round_trip: Duration,
     poll_pause: Duration,
+    gathering: Gathering,
+    /// When readers were answered last.
+    answered_at: Instant,
 }
 
 /// The newest content and how far it is known to hold.
@@ -115,6 +119,8 @@ impl Driver {
             outage: Some(Outage { since: now(), error, told: true }),
             round_trip: Duration::ZERO,
             poll_pause: SHORTEST_POLL,
+            gathering: Gathering::default(),
+            answered_at: now(),
         }
     }
 
@@ -236,18 +242,29 @@ impl Driver {
         }
     }
 
-    /// Waits for those who are at the door: while every turn of this thread brings another reader, until half of
-    /// the usual ones are there. A round of the few who came first would be one validation more for each lap.
-    async fn gather(&self) {
+    /// Waits for those who are at the door until half of the usual ones are there: while every turn of this thread
+    /// brings another reader, and shortly for those who were answered just now. A round of the few who came first
+    /// would be one validation more for each lap.
+    async fn gather(&mut self) {
         let begun_at = now();
         let mut before = self.shared.rounds.count_collecting();
         while !self.shared.rounds.is_half_full() && now() < begun_at + MIN_PACE {
             tokio::task::yield_now().await;
             let readers = self.shared.rounds.count_collecting();
             if readers <= before {
-                return;
+                break;
             }
             before = readers;
+        }
+        let rounds = &self.shared.rounds;
+        let patience = (self.answered_at + PATIENCE).saturating_duration_since(now());
+        if !patience.is_zero() && rounds.is_busy() && !rounds.is_half_full() && self.gathering.may_wait() {
+            let half = async {
+                while !rounds.is_half_full() {
+                    self.shared.wake.notified().await;
+                }
+            };
+            self.gathering.waited(timeout(patience, half).await.is_ok());
         }
     }
 
@@ -274,8 +291,9 @@ impl Driver {
         })
     }
 
-    fn answer_through(&self, round: Option<u64>) {
+    fn answer_through(&mut self, round: Option<u64>) {
         if let Some(round) = round {
+            self.answered_at = now();
             self.shared.rounds.answer_through(round, || self.answer());
         }
     }

@@ -48,7 +48,8 @@ struct State {
     readers: usize,
     /// Taken by the driver and not answered yet, oldest first.
     taken: VecDeque<Taken>,
-    /// How many readers wait when a validation comes back, smoothed, in sixteenths.
+    /// How many readers wait when a validation comes back, at most: forgotten slowly, as those who were just answered
+    /// are on their way and not seen. In 64ths.
     usual_readers: usize,
     /// The collecting round is answered already, and no other follows.
     is_closed: bool,
@@ -65,7 +66,7 @@ impl State {
     /// Half of those who usually wait. Readers who ask again as soon as they are answered gather in one round;
     /// cut in two, one half is validated while the other is answered.
     fn half(&self) -> usize {
-        (self.usual_readers / 16 / 2).max(LEAST_HALF)
+        self.usual_readers.div_ceil(64 * 2).max(LEAST_HALF)
     }
 }
 
@@ -95,6 +96,11 @@ impl Rounds {
     pub fn is_half_full(&self) -> bool {
         let state = self.state.lock();
         state.readers >= state.half()
+    }
+
+    /// Whether so many usually wait that their rounds are cut in two.
+    pub fn is_busy(&self) -> bool {
+        self.state.lock().usual_readers / 64 >= 2 * LEAST_HALF
     }
 
     /// How many readers the collecting round has.
@@ -127,7 +133,7 @@ impl Rounds {
         {
             let mut state = self.state.lock();
             let waiting = state.readers + state.taken.iter().map(|taken| taken.readers).sum::<usize>();
-            state.usual_readers = state.usual_readers - state.usual_readers / 16 + waiting;
+            state.usual_readers = (state.usual_readers - state.usual_readers / 64).max(waiting * 64);
         }
         loop {
             let round = {

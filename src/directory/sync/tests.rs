@@ -201,15 +201,41 @@ async fn readers_at_the_door_of_a_near_database_share_one_validation() {
     world.count_validations();
     // Each comes when the one before has, as requests are read one after the other: behind the driver's turn.
     let (all, mut answered) = tokio::sync::mpsc::unbounded_channel();
-    come(world.barrier.clone(), 8, all);
+    come(world.barrier.clone(), 8, 0, all);
     while answered.recv().await.is_some() {}
     assert_eq!(world.count_validations(), 1);
 }
 
-fn come(barrier: Barrier, readers: usize, answered: tokio::sync::mpsc::UnboundedSender<()>) {
+#[tokio::test(start_paused = true)]
+async fn readers_who_ask_again_after_some_turns_are_waited_for() {
+    const WARM_UP: usize = 20;
+    const LAPS: usize = 20;
+    let world = World::start(Duration::ZERO).await;
+    world.database.is_near.store(true, Ordering::SeqCst);
+    for _ in 0..100 {
+        world.read().await;
+    }
+    for lap in 0..LAPS + WARM_UP {
+        if lap == WARM_UP {
+            // How many usually come is known by now.
+            world.count_validations();
+        }
+        let (all, mut answered) = tokio::sync::mpsc::unbounded_channel();
+        come(world.barrier.clone(), 64, 3, all);
+        while answered.recv().await.is_some() {}
+    }
+    // Two halves each, and not the few who came first.
+    assert_eq!(world.count_validations(), 2 * LAPS);
+}
+
+/// One reader after the other, with so many turns of the thread between them.
+fn come(barrier: Barrier, readers: usize, turns: usize, answered: tokio::sync::mpsc::UnboundedSender<()>) {
     tokio::spawn(async move {
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
         if readers > 1 {
-            come(barrier.clone(), readers - 1, answered.clone());
+            come(barrier.clone(), readers - 1, turns, answered.clone());
         }
         barrier.read().await.expect("an answer");
         drop(answered);

@@ -1,6 +1,5 @@
 //! `DirectoryStore` over SQL. Each command is one transaction: what it needs is locked (zones before
-//! the user, as the deletion of a zone does), refusals are decided before anything is changed. Users
-//! without zones are created in groups, one statement and one commit for all that came meanwhile.
+//! the user, as the deletion of a zone does), refusals are decided before anything is changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deadpool_postgres::{Object, Transaction};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Row;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +20,7 @@ use super::pool::{Pool, WorkError};
 use crate::directory::geometry::check_polygon;
 use crate::directory::store::{DirectoryFeed, DirectoryStore};
 use crate::directory::{Command, NewUser, NewZone, Outcome, Refusal, User, UserPatch, WriteError, Zone, ZonePatch};
+use crate::gathering::{Gathering, PATIENCE};
 use crate::lifecycle::Lifecycle;
 use crate::store_error::StoreError;
 
@@ -28,137 +28,31 @@ use crate::store_error::StoreError;
 const GROUP_USERS: usize = 512;
 /// Users that wait for the next group; more callers wait for a place.
 const QUEUED_USERS: usize = 4096;
-
+/// A group of these is not waited for any more: what a row costs outweighs by far what a statement and a commit do,
+/// and while it is on its way the service can answer the one before.
+const ENOUGH_USERS: usize = 48;
 pub struct PostgresDirectory {
     pool: Pool,
     endpoint: Endpoint,
     limit: Duration,
     lifecycle: Lifecycle,
-    creations: mpsc::Sender<Creation>,
-}
-
-/// A user that waits to be created.
-struct Creation {
-    user: NewUser,
-    /// Then whoever asked for it is told that it took too long, so it must not be created any more.
-    expires_at: Instant,
-    answer: oneshot::Sender<Result<Verdict, StoreError>>,
+    creations: Creations,
 }
 
 type Verdict = Result<Outcome, Refusal>;
 
 impl PostgresDirectory {
     pub fn start(pool: Pool, endpoint: Endpoint, limit: Duration, lifecycle: &Lifecycle) -> Self {
-        let (creations, queue) = mpsc::channel(QUEUED_USERS);
-        let creating = create_in_groups(pool.clone(), queue, lifecycle.closing().clone());
-        lifecycle.spawn_service("creation of users", creating);
+        let creations = Creations::start(pool.clone(), limit, lifecycle);
         Self { pool, endpoint, limit, lifecycle: lifecycle.clone(), creations }
     }
-
-    async fn create(&self, user: NewUser) -> Result<Verdict, StoreError> {
-        let stopping = || StoreError::unavailable_because(DEPENDENCY, "the service is stopping");
-        let (answer, answered) = oneshot::channel();
-        let expires_at = Instant::now() + self.limit;
-        let creating = async {
-            self.creations.send(Creation { user, expires_at, answer }).await.map_err(|_| stopping())?;
-            answered.await.unwrap_or_else(|_| Err(stopping()))
-        };
-        tokio::time::timeout_at(expires_at, creating).await.unwrap_or_else(|_| {
-            let limit_ms = u64::try_from(self.limit.as_millis()).unwrap_or(u64::MAX);
-            Err(StoreError::Deadline { dependency: DEPENDENCY, operation: "create_users", limit_ms })
-        })
-    }
-}
-
-/// What came while one group was on its way is the next. The answers of one are handed out while the
-/// next is on its way, so that the database does not wait for them.
-async fn create_in_groups(
-    pool: Pool,
-    mut queue: mpsc::Receiver<Creation>,
-    closing: CancellationToken,
-) -> anyhow::Result<()> {
-    let (mut group, mut created) = (Vec::new(), Vec::new());
-    loop {
-        if queue.is_empty() {
-            answer(&mut created);
-        }
-        tokio::select! {
-            biased;
-            1.. = queue.recv_many(&mut group, GROUP_USERS) => {}
-            () = closing.cancelled() => return Ok(()),
-        }
-        let now = Instant::now();
-        group.retain(|creation: &Creation| now < creation.expires_at);
-        let users: Vec<&NewUser> = group.iter().map(|creation| &creation.user).collect();
-        let users = &users;
-        let creating = pool.run("create_users", move |mut lease| async move {
-            let verdicts = create_group(lease.client()?, users).await?;
-            Ok((lease, verdicts))
-        });
-        let (verdicts, ()) = tokio::join!(creating, async { answer(&mut created) });
-        let verdicts = match verdicts {
-            Ok(verdicts) => verdicts,
-            Err(error) => users.iter().map(|_| Err(error.repeat())).collect(),
-        };
-        created.extend(group.drain(..).zip(verdicts));
-    }
-}
-
-fn answer(created: &mut Vec<(Creation, Result<Verdict, StoreError>)>) {
-    for (creation, verdict) in created.drain(..) {
-        if creation.answer.send(verdict).is_err() {
-            tracing::debug!("who asked for a user went away before it was created");
-        }
-    }
-}
-
-/// A verdict for each. A row that the database refuses for reasons of its own (a constraint that was
-/// added) is found by halving, so that it costs its neighbours nothing.
-async fn create_group(client: &mut Object, users: &[&NewUser]) -> Result<Vec<Result<Verdict, StoreError>>, WorkError> {
-    // The first of several with one global id is created; sorted, so that two groups do not deadlock.
-    let mut firsts: BTreeMap<i64, &NewUser> = BTreeMap::new();
-    for user in users {
-        firsts.entry(user.global_id).or_insert(user);
-    }
-    let firsts: Vec<&NewUser> = firsts.into_values().collect();
-    let sql = r#"INSERT INTO "user" (global_id, name) SELECT * FROM unnest($1::bigint[], $2::text[])
-        ON CONFLICT (global_id) DO NOTHING RETURNING id, global_id, name, created_at, updated_at, ARRAY[]::text[]"#;
-    let statement = client.prepare_cached(sql).await?;
-    let mut created: BTreeMap<i64, Result<User, StoreError>> = BTreeMap::new();
-    let mut pieces = vec![firsts.as_slice()];
-    while let Some(piece) = pieces.pop() {
-        let global_ids: Vec<i64> = piece.iter().map(|user| user.global_id).collect();
-        let names: Vec<&str> = piece.iter().map(|user| user.name.as_str()).collect();
-        match client.query(&statement, &[&global_ids, &names]).await {
-            Ok(rows) => {
-                for row in &rows {
-                    let user = user_of(row)?;
-                    created.insert(user.global_id, Ok(user));
-                }
-            }
-            Err(error) if !is_about_rows(&error) => return Err(error.into()),
-            Err(error) => match piece {
-                [user] => drop(created.insert(user.global_id, Err(StoreError::unavailable(DEPENDENCY, error)))),
-                _ => pieces.extend(<[_; 2]>::from(piece.split_at(piece.len() / 2))),
-            },
-        }
-    }
-    let verdict = |user: &&NewUser| match created.remove(&user.global_id) {
-        Some(Ok(user)) => Ok(Ok(Outcome::User(user))),
-        Some(Err(error)) => {
-            created.insert(user.global_id, Err(error.repeat()));
-            Err(error)
-        }
-        None => Ok(Err(Refusal::UserExists { global_id: user.global_id })),
-    };
-    Ok(users.iter().map(verdict).collect())
 }
 
 #[async_trait]
 impl DirectoryStore for PostgresDirectory {
     async fn write(&self, command: Command) -> Result<Outcome, WriteError> {
         let command = match command {
-            Command::CreateUser(user) if user.zone_ids.is_empty() => return Ok(self.create(user).await??),
+            Command::CreateUser(user) if user.zone_ids.is_empty() => return Ok(self.creations.create(user).await??),
             command => command,
         };
         let pool = self.pool.clone();
@@ -215,6 +109,154 @@ impl DirectoryStore for PostgresDirectory {
         self.pool.until_usable().await;
         Ok(Arc::new(Feed::open(&self.endpoint, self.limit).await?))
     }
+}
+
+/// Users without zones, created in groups: one statement and one commit for all that came meanwhile. A commit waits for
+/// the disk whatever is in it, so the larger the groups the more users a second.
+struct Creations {
+    limit: Duration,
+    queue: mpsc::Sender<Creation>,
+}
+
+/// A user that waits to be created.
+struct Creation {
+    user: NewUser,
+    /// Then whoever asked for it is told that it took too long, so it must not be created any more.
+    expires_at: Instant,
+    answer: oneshot::Sender<Result<Verdict, StoreError>>,
+}
+
+impl Creations {
+    /// `limit`: how long a creation may take, the wait for its group included.
+    fn start(pool: Pool, limit: Duration, lifecycle: &Lifecycle) -> Self {
+        let (queue, creations) = mpsc::channel(QUEUED_USERS);
+        let creating = create_in_groups(pool, creations, lifecycle.closing().clone());
+        lifecycle.spawn_service("creation of users", creating);
+        Self { limit, queue }
+    }
+
+    /// Answers when the user is durable. Cancel-safe: who leaves disturbs nobody.
+    async fn create(&self, user: NewUser) -> Result<Verdict, StoreError> {
+        let stopping = || StoreError::unavailable_because(DEPENDENCY, "the service is stopping");
+        let (answer, answered) = oneshot::channel();
+        let expires_at = Instant::now() + self.limit;
+        let creating = async {
+            self.queue.send(Creation { user, expires_at, answer }).await.map_err(|_| stopping())?;
+            answered.await.unwrap_or_else(|_| Err(stopping()))
+        };
+        timeout_at(expires_at, creating).await.unwrap_or_else(|_| {
+            let limit_ms = u64::try_from(self.limit.as_millis()).unwrap_or(u64::MAX);
+            Err(StoreError::Deadline { dependency: DEPENDENCY, operation: "create_users", limit_ms })
+        })
+    }
+}
+
+/// What came while one group was on its way is the next.
+async fn create_in_groups(
+    pool: Pool,
+    mut queue: mpsc::Receiver<Creation>,
+    closing: CancellationToken,
+) -> anyhow::Result<()> {
+    let (mut group, mut created) = (Vec::new(), Vec::new());
+    let (mut gathering, mut expected) = (Gathering::default(), 0);
+    loop {
+        let wanted = ENOUGH_USERS.min(expected);
+        let may_wait = queue.len() < wanted && gathering.may_wait();
+        // Else those who wait leave first, and the others are answered while they are on their way.
+        if queue.is_empty() || may_wait {
+            answer(&mut created);
+        }
+        let patient_until = Instant::now() + PATIENCE;
+        tokio::select! {
+            biased;
+            1.. = queue.recv_many(&mut group, GROUP_USERS) => {}
+            () = closing.cancelled() => return Ok(()),
+        }
+        if may_wait && group.len() < wanted && Instant::now() < patient_until {
+            let all = async {
+                while group.len() < wanted {
+                    let room = GROUP_USERS - group.len();
+                    if queue.recv_many(&mut group, room).await == 0 {
+                        break;
+                    }
+                }
+            };
+            gathering.waited(timeout_at(patient_until, all).await.is_ok());
+        }
+        let now = Instant::now();
+        group.retain(|creation: &Creation| now < creation.expires_at);
+        let users: Vec<&NewUser> = group.iter().map(|creation| &creation.user).collect();
+        let users = &users;
+        let creating = pool.run("create_users", move |mut lease| async move {
+            let verdicts = create_group(lease.client()?, users).await?;
+            Ok((lease, verdicts))
+        });
+        let (verdicts, ()) = tokio::join!(creating, async { answer(&mut created) });
+        let verdicts = match verdicts {
+            Ok(verdicts) => verdicts,
+            Err(error) => users.iter().map(|_| Err(error.repeat())).collect(),
+        };
+        // All who were seen around this commit.
+        expected = group.len() + queue.len();
+        created.extend(group.drain(..).zip(verdicts));
+    }
+}
+
+fn answer(created: &mut Vec<(Creation, Result<Verdict, StoreError>)>) {
+    for (creation, verdict) in created.drain(..) {
+        if creation.answer.send(verdict).is_err() {
+            tracing::debug!("who asked for a user went away before it was created");
+        }
+    }
+}
+
+/// A verdict for each. A row that the database refuses for reasons of its own (a constraint that was
+/// added) is found by halving, so that it costs its neighbours nothing.
+async fn create_group(client: &mut Object, users: &[&NewUser]) -> Result<Vec<Result<Verdict, StoreError>>, WorkError> {
+    // The first of several with one global id is created; sorted, so that two groups do not deadlock.
+    let mut firsts: BTreeMap<i64, &NewUser> = BTreeMap::new();
+    for user in users {
+        firsts.entry(user.global_id).or_insert(user);
+    }
+    let firsts: Vec<&NewUser> = firsts.into_values().collect();
+    let sql = r#"INSERT INTO "user" (global_id, name) SELECT * FROM unnest($1::bigint[], $2::text[])
+        ON CONFLICT (global_id) DO NOTHING RETURNING id, global_id, name, created_at, updated_at"#;
+    let statement = client.prepare_cached(sql).await?;
+    let mut created: BTreeMap<i64, Result<User, StoreError>> = BTreeMap::new();
+    let mut pieces = vec![firsts.as_slice()];
+    while let Some(piece) = pieces.pop() {
+        let global_ids: Vec<i64> = piece.iter().map(|user| user.global_id).collect();
+        let names: Vec<&str> = piece.iter().map(|user| user.name.as_str()).collect();
+        match client.query(&statement, &[&global_ids, &names]).await {
+            Ok(rows) => {
+                for row in &rows {
+                    let user = User {
+                        id: row.try_get(0)?,
+                        global_id: row.try_get(1)?,
+                        name: row.try_get::<_, &str>(2)?.into(),
+                        zone_ids: [].into(),
+                        created_at: row.try_get::<_, Time>(3)?.0,
+                        updated_at: row.try_get::<_, Option<Time>>(4)?.map(|time| time.0),
+                    };
+                    created.insert(user.global_id, Ok(user));
+                }
+            }
+            Err(error) if !is_about_rows(&error) => return Err(error.into()),
+            Err(error) => match piece {
+                [user] => drop(created.insert(user.global_id, Err(StoreError::unavailable(DEPENDENCY, error)))),
+                _ => pieces.extend(<[_; 2]>::from(piece.split_at(piece.len() / 2))),
+            },
+        }
+    }
+    let verdict = |user: &&NewUser| match created.remove(&user.global_id) {
+        Some(Ok(user)) => Ok(Ok(Outcome::User(user))),
+        Some(Err(error)) => {
+            created.insert(user.global_id, Err(error.repeat()));
+            Err(error)
+        }
+        None => Ok(Err(Refusal::UserExists { global_id: user.global_id })),
+    };
+    Ok(users.iter().map(verdict).collect())
 }
 
 async fn carry_out(client: &mut Object, command: &Command) -> Result<Verdict, WorkError> {

@@ -8,23 +8,26 @@
 use std::fs::File;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use prometheus::IntGauge;
 use rusqlite::Connection;
 use tokio::sync::oneshot::error::TryRecvError;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::connection::{Access, Opened, Session};
 use super::error::{DEPENDENCY, translate};
+use crate::gathering::{Gathering, PATIENCE};
 use crate::lifecycle::panic_text;
 use crate::store_error::StoreError;
 use crate::telemetry::metrics::Metrics;
 
 /// Units of work in one commit at most: bounds what one failing disk write takes with it.
 const GROUP: usize = 512;
+/// A group of these is not waited for any more: it is worth its commit.
+const ENOUGH: usize = 48;
 /// More readers than this only take turns at the page cache's locks.
 const READERS: std::ops::RangeInclusive<usize> = 2..=4;
 
@@ -78,8 +81,8 @@ pub struct Queue {
     sender: Arc<Mutex<Option<Sender>>>,
 }
 
-type Sender = mpsc::UnboundedSender<Box<dyn Unit>>;
-type Arrivals = mpsc::UnboundedReceiver<Box<dyn Unit>>;
+type Sender = mpsc::Sender<Box<dyn Unit>>;
+type Arrivals = mpsc::Receiver<Box<dyn Unit>>;
 
 impl Pool {
     /// Starts the threads. The writer holds `lock` until its last commit is done.
@@ -228,7 +231,7 @@ fn busy_timeout(limit: Duration) -> Duration {
 
 impl Queue {
     fn new() -> (Self, Arrivals) {
-        let (sender, arrivals) = mpsc::unbounded_channel();
+        let (sender, arrivals) = mpsc::channel();
         (Self { sender: Arc::new(Mutex::new(Some(sender))) }, arrivals)
     }
 
@@ -310,14 +313,24 @@ where
     }
 }
 
-fn write_groups(
-    mut session: Session,
-    mut arrivals: Arrivals,
-    write_failure: &Mutex<Option<String>>,
-    metrics: &Metrics,
-) {
-    let mut group = Vec::with_capacity(GROUP);
-    while arrivals.blocking_recv_many(&mut group, GROUP) > 0 {
+fn write_groups(mut session: Session, arrivals: Arrivals, write_failure: &Mutex<Option<String>>, metrics: &Metrics) {
+    let (mut group, mut next) = (Vec::with_capacity(GROUP), Vec::with_capacity(GROUP));
+    let (mut gathering, mut expected, mut answered_at) = (Gathering::default(), 0, Instant::now());
+    loop {
+        if group.is_empty() {
+            let Ok(first) = arrivals.recv() else { return };
+            group.push(first);
+        }
+        group.extend(arrivals.try_iter().take(GROUP - group.len()));
+        let (wanted, patient_until) = (ENOUGH.min(expected), answered_at + PATIENCE);
+        if group.len() < wanted && Instant::now() < patient_until && gathering.may_wait() {
+            while group.len() < wanted {
+                let patience = patient_until.saturating_duration_since(Instant::now());
+                let Ok(unit) = arrivals.recv_timeout(patience) else { break };
+                group.push(unit);
+            }
+            gathering.waited(group.len() >= wanted);
+        }
         metrics.store_pool_idle.dec();
         let fate = commit_group(&mut session, &mut group);
         if fate.is_err() {
@@ -327,9 +340,14 @@ fn write_groups(
         let of_units = || group.iter().find_map(|unit| unit.find_failure());
         *write_failure.lock() =
             fate.as_ref().err().map(StoreError::repeat).or_else(of_units).map(|error| error.to_string());
+        next.extend(arrivals.try_iter().take(GROUP));
+        // All who were seen around this commit.
+        expected = group.len() + next.len();
         for unit in group.drain(..) {
             unit.answer(fate.as_ref().copied());
         }
+        answered_at = Instant::now();
+        std::mem::swap(&mut group, &mut next);
         metrics.store_pool_idle.inc();
     }
 }
@@ -379,8 +397,8 @@ fn spawn_reader(
     let mut session = Session::new(path.clone(), Access::Read, busy_timeout(limit));
     spawn(name, move || {
         loop {
-            let next = questions.lock().blocking_recv();
-            let Some(mut unit) = next else { return };
+            let next = questions.lock().recv();
+            let Ok(mut unit) = next else { return };
             if !unit.is_awaited() {
                 continue;
             }
