@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use axum::response::IntoResponse;
 use compact_str::CompactString;
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, Limited};
 use tower::ServiceExt;
 use tracing::{Instrument, Level};
@@ -78,7 +79,8 @@ impl Surface {
         let (route, parameters) = self.0.routes.find(&path);
         let arrived = match find_call(route, &request) {
             Some(parse) if has_no_body(&method) => Arrived::Call(understand(parse, &request, parameters)),
-            parse => Arrived::Request(request, parse),
+            // Boxed, so that the future of a plain read, which is moved about, need not carry the room for it.
+            parse => Arrived::Later(Box::pin(self.answer_later(route, parse, request, taken))),
         };
         async move {
             let span =
@@ -88,11 +90,7 @@ impl Surface {
                     Arrived::Call(Ok(Ok(call))) => call.answer(&self.0.directory).await.unwrap_or_else(into_answer),
                     Arrived::Call(Ok(Err(error))) => into_answer(error),
                     Arrived::Call(Err(panic)) => std::panic::resume_unwind(panic),
-                    Arrived::Request(request, Some(parse)) => {
-                        self.call(parse, route, &path, request).await.unwrap_or_else(into_answer)
-                    }
-                    // Boxed, so that the short way need not carry the room for it.
-                    Arrived::Request(request, None) => Box::pin(self.pass_on(route, request, taken)).await,
+                    Arrived::Later(answering) => answering.await,
                 }
             };
             let answered = AssertUnwindSafe(answering).catch_unwind().instrument(span).await;
@@ -113,15 +111,27 @@ impl Surface {
         }
     }
 
+    /// `parse`: how to understand it, where the short way answers it once its body is there.
+    async fn answer_later<B>(&self, route: &Route, parse: Option<Parse>, request: Request<B>, taken: &Taken) -> Answer
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        match parse {
+            Some(parse) => self.call(parse, route, request).await.unwrap_or_else(into_answer),
+            None => self.pass_on(route, request, taken).await,
+        }
+    }
+
     /// The short way of calls with a body.
-    async fn call<B>(&self, parse: Parse, route: &Route, path: &str, request: Request<B>) -> Result<Answer, ApiError>
+    async fn call<B>(&self, parse: Parse, route: &Route, request: Request<B>) -> Result<Answer, ApiError>
     where
         B: hyper::body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
         let (parts, body) = request.into_parts();
         let body = self.read_body(route.body_limit, &parts, body).await?;
-        let (_, parameters) = self.0.routes.find(path);
+        let (_, parameters) = self.0.routes.find(parts.uri.path());
         let asked = Asked { parameters, query: parts.uri.query(), headers: &parts.headers, body: &body };
         let call = parse(&asked)?;
         drop((parts, body));
@@ -197,10 +207,10 @@ impl Surface {
 }
 
 /// What is to be done.
-enum Arrived<B> {
+enum Arrived<'a> {
     /// Or what is wrong with the request, or a panic.
     Call(std::thread::Result<Result<Call, ApiError>>),
-    Request(Request<B>, Option<Parse>),
+    Later(BoxFuture<'a, Answer>),
 }
 
 fn understand<B>(
