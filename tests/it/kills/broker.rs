@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::load::until;
+use crate::support::free_port;
 
 /// Stopped and deleted at the end of the test.
 pub struct Broker {
@@ -98,11 +99,6 @@ fn java(jars: &Path, class: &str) -> Command {
     command.args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=off", "-cp"]).arg(jars.join("*")).arg(class);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("bound").port()
 }
 
 fn find_jars() -> Option<PathBuf> {

@@ -10,6 +10,7 @@ use super::{add_user, cache_with, passes_the_selftest, redis_health};
 use crate::require_backend;
 use crate::support::app::{TestApp, eventually};
 use crate::support::backends::{Database, PATIENT};
+use crate::support::free_port;
 
 /// A server of the test's own, for what must not be done to a shared one. `None`: none is installed.
 struct PrivateRedis {
@@ -25,7 +26,7 @@ impl PrivateRedis {
 
     /// `config`: the text of a configuration file, which a sentinel needs.
     async fn start_with(options: &[&str], config: Option<String>) -> Option<Self> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port();
+        let port = free_port();
         let directory = tempfile::tempdir().expect("a directory");
         let mut command = Command::new("redis-server");
         if let Some(text) = config {
@@ -178,8 +179,7 @@ async fn a_tls_server_is_used_when_its_certificate_can_be_checked_and_only_then(
         eprintln!("left out: needs openssl to make a certificate");
         return;
     }
-    let tls_port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port();
-    let port = tls_port.to_string();
+    let port = free_port().to_string();
     let options = ["--save", "", "--tls-port", &port, "--tls-cert-file", &certificate, "--tls-key-file", &key];
     let options = [&options[..], &["--tls-auth-clients", "no"]].concat();
     let _server = require_backend!(PrivateRedis::start(&options).await);

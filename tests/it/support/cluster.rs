@@ -107,16 +107,15 @@ impl Cluster {
         if let Some((user, group)) = find_server_user() {
             chown(directory.path(), Some(user), Some(group)).expect("the directory is given to the server's user");
         }
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = listener.local_addr().expect("bound").port();
-        Self { directory, port, programs: find_programs() }
+        Self { directory, port: super::free_port(), programs: find_programs() }
     }
 
     fn run(&self, program: &str, arguments: &[&str], must_succeed: bool) {
         let mut command = self.command(program);
         command.args(arguments).arg(self.directory.path().join("data")).stdout(Stdio::null());
         let status = command.status().unwrap_or_else(|error| panic!("{program}: {error}"));
-        assert!(status.success() || !must_succeed, "{program} {arguments:?}: {status}");
+        let log = || std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+        assert!(status.success() || !must_succeed, "{program} {arguments:?}: {status}\n{}", log());
     }
 
     /// As the user that a server may run as: PostgreSQL refuses root.
