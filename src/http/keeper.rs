@@ -53,7 +53,6 @@ struct Clock {
 
 /// A connection as the keeper sees it; leaves it when dropped.
 pub struct Kept {
-    keeper: Arc<Keeper>,
     number: u64,
     pub progress: Arc<Progress>,
 }
@@ -106,7 +105,7 @@ impl Keeper {
         let number = state.next;
         state.next += 1;
         state.connections.insert(number, progress.clone());
-        Kept { keeper: self.clone(), number, progress }
+        Kept { number, progress }
     }
 
     /// Looks after the connections until there is no work any more, or it is dropped.
@@ -151,7 +150,7 @@ impl Keeper {
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.keeper.state.lock().connections.remove(&self.number);
+        self.progress.keeper.state.lock().connections.remove(&self.number);
     }
 }
 

@@ -93,8 +93,7 @@ impl Call {
             Self::OfView(is_long, answer) => {
                 let view = directory.read().await?;
                 let stale = view.stale;
-                let mut answer =
-                    if is_long(&view.snapshot) { compute(true, move || answer(&view)).await?? } else { answer(&view)? };
+                let mut answer = compute(is_long(&view.snapshot), move || answer(&view)).await??;
                 mark(&mut answer, stale);
                 Ok(answer)
             }

@@ -86,8 +86,8 @@ fn dict_answer(snapshot: &Snapshot, body: Option<&DictBody>, encoding: Option<He
         }
     };
     let headers = answer.headers_mut();
-    // All that follow, and the request's id: else it would grow, and be built anew.
-    headers.reserve(6);
+    // For all that follow, and the request's id: a map that grows is built anew.
+    headers.reserve(5 + usize::from(encoding.is_some()));
     headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     if let Some(encoding) = encoding {

@@ -14,6 +14,8 @@ use crate::store_error::StoreError;
 
 /// So few readers are not worth a validation of their own while another is under way.
 const LEAST_HALF: usize = 8;
+/// In which the usual number of readers is counted; also how many validations it takes to forget most of a reader.
+const PARTS: usize = 64;
 
 /// What a round of readers is told.
 pub type Answer = Result<View, StoreError>;
@@ -49,7 +51,7 @@ struct State {
     /// Taken by the driver and not answered yet, oldest first.
     taken: VecDeque<Taken>,
     /// How many readers wait when a validation comes back, at most: forgotten slowly, as those who were just answered
-    /// are on their way and not seen. In 64ths.
+    /// are on their way and not seen. In parts of a reader.
     usual_readers: usize,
     /// The collecting round is answered already, and no other follows.
     is_closed: bool,
@@ -66,7 +68,7 @@ impl State {
     /// Half of those who usually wait. Readers who ask again as soon as they are answered gather in one round;
     /// cut in two, one half is validated while the other is answered.
     fn half(&self) -> usize {
-        self.usual_readers.div_ceil(64 * 2).max(LEAST_HALF)
+        self.usual_readers.div_ceil(2 * PARTS).max(LEAST_HALF)
     }
 }
 
@@ -100,7 +102,7 @@ impl Rounds {
 
     /// Whether so many usually wait that their rounds are cut in two.
     pub fn is_busy(&self) -> bool {
-        self.state.lock().usual_readers / 64 >= 2 * LEAST_HALF
+        self.state.lock().usual_readers / PARTS >= 2 * LEAST_HALF
     }
 
     /// How many readers the collecting round has.
@@ -133,7 +135,7 @@ impl Rounds {
         {
             let mut state = self.state.lock();
             let waiting = state.readers + state.taken.iter().map(|taken| taken.readers).sum::<usize>();
-            state.usual_readers = (state.usual_readers - state.usual_readers / 64).max(waiting * 64);
+            state.usual_readers = (state.usual_readers - state.usual_readers / PARTS).max(waiting * PARTS);
         }
         loop {
             let round = {

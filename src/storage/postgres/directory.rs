@@ -31,6 +31,7 @@ const QUEUED_USERS: usize = 4096;
 /// A group of these is not waited for any more: what a row costs outweighs by far what a statement and a commit do,
 /// and while it is on its way the service can answer the one before.
 const ENOUGH_USERS: usize = 48;
+
 pub struct PostgresDirectory {
     pool: Pool,
     endpoint: Endpoint,
@@ -220,7 +221,7 @@ async fn create_group(client: &mut Object, users: &[&NewUser]) -> Result<Vec<Res
     }
     let firsts: Vec<&NewUser> = firsts.into_values().collect();
     let sql = r#"INSERT INTO "user" (global_id, name) SELECT * FROM unnest($1::bigint[], $2::text[])
-        ON CONFLICT (global_id) DO NOTHING RETURNING id, global_id, name, created_at, updated_at"#;
+        ON CONFLICT (global_id) DO NOTHING RETURNING id, global_id, name, created_at, updated_at, ARRAY[]::text[]"#;
     let statement = client.prepare_cached(sql).await?;
     let mut created: BTreeMap<i64, Result<User, StoreError>> = BTreeMap::new();
     let mut pieces = vec![firsts.as_slice()];
@@ -230,14 +231,7 @@ async fn create_group(client: &mut Object, users: &[&NewUser]) -> Result<Vec<Res
         match client.query(&statement, &[&global_ids, &names]).await {
             Ok(rows) => {
                 for row in &rows {
-                    let user = User {
-                        id: row.try_get(0)?,
-                        global_id: row.try_get(1)?,
-                        name: row.try_get::<_, &str>(2)?.into(),
-                        zone_ids: [].into(),
-                        created_at: row.try_get::<_, Time>(3)?.0,
-                        updated_at: row.try_get::<_, Option<Time>>(4)?.map(|time| time.0),
-                    };
+                    let user = user_of(row)?;
                     created.insert(user.global_id, Ok(user));
                 }
             }
