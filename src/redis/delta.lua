@@ -6,8 +6,14 @@ local mark, fields, next_mark, next_fields, ttl_ms = ARGV[1], tonumber(ARGV[2]),
 if read_mark(KEYS[2]) ~= mark then return 'lost' end
 if count_fields(KEYS[1]) ~= fields then return 'broken' end
 local first_pair = 7 + tonumber(ARGV[6])
-for index = 7, first_pair - 1 do redis.call('HDEL', KEYS[1], ARGV[index]) end
-for index = first_pair, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[index], ARGV[index + 1]) end
+-- Many at once: a call costs more than a field. Lua takes no more than some thousands of arguments.
+local function call_with(command, first, last)
+  for index = first, last, 1000 do
+    redis.call(command, KEYS[1], unpack(ARGV, index, math.min(index + 999, last)))
+  end
+end
+call_with('HDEL', 7, first_pair - 1)
+call_with('HSET', first_pair, #ARGV)
 if count_fields(KEYS[1]) ~= next_fields then
   redis.call('DEL', KEYS[2])
   return 'broken'

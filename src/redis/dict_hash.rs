@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use redis::{Pipeline, cmd};
+use redis::{Cmd, Pipeline, cmd};
 
 use super::connection::{Access, CallError, Connection};
 use super::script::Script;
@@ -100,7 +100,7 @@ impl DictHash {
 
     pub async fn look(&self) -> Result<Look, CallError> {
         let keys = [&*self.dict, &*self.mark];
-        let (mark, fields, life_ms): (Vec<u8>, i64, i64) = self.look.run(&self.connection, &keys, &[]).await?;
+        let (mark, fields, life_ms): (Vec<u8>, i64, i64) = self.look.run(&self.connection, &keys, |_| {}).await?;
         Ok(Look { mark: String::from_utf8_lossy(&mark).into_owned(), fields, life_ms })
     }
 
@@ -113,17 +113,14 @@ impl DictHash {
         set: &[(i64, Box<str>)],
         deleted: &[i64],
     ) -> Result<Written, CallError> {
-        let mut arguments = vec![
-            look.mark.clone(),
-            look.fields.to_string(),
-            next.to_string(),
-            next.fields.to_string(),
-            millis(ttl).to_string(),
-            deleted.len().to_string(),
-        ];
-        arguments.extend(deleted.iter().map(i64::to_string));
-        arguments.extend(set.iter().flat_map(|(global_id, name)| [global_id.to_string(), name.to_string()]));
-        self.delta.run(&self.connection, &[&self.dict, &self.mark], &arguments).await.map(written)
+        let add_arguments = |call: &mut Cmd| {
+            call.arg(&look.mark).arg(look.fields).arg(next.to_string()).arg(next.fields).arg(millis(ttl));
+            call.arg(deleted.len()).arg(deleted);
+            for (global_id, name) in set {
+                call.arg(global_id).arg(&**name);
+            }
+        };
+        self.delta.run(&self.connection, &[&self.dict, &self.mark], add_arguments).await.map(written)
     }
 
     /// Puts another dict in the place of this one, in one step; built beside it, in pieces.
@@ -170,8 +167,10 @@ impl DictHash {
             count += fields;
         }
         let next_mark = next.map(Mark::to_string).unwrap_or_default();
-        let arguments = [expected.unwrap_or("*").to_owned(), next_mark, count.to_string(), millis(ttl).to_string()];
-        self.replace.run(&self.connection, &[&self.dict, &self.mark, building], &arguments).await.map(written)
+        let add_arguments = |call: &mut Cmd| {
+            call.arg(expected.unwrap_or("*")).arg(&next_mark).arg(count).arg(millis(ttl));
+        };
+        self.replace.run(&self.connection, &[&self.dict, &self.mark, building], add_arguments).await.map(written)
     }
 
     /// Forgets what the hash holds; who mirrors writes it anew. Readers keep the entries meanwhile.

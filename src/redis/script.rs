@@ -1,6 +1,6 @@
 //! Lua scripts, which Redis runs as one step. Sent by their hash, in full when Redis does not know it.
 
-use redis::{FromRedisValue, cmd};
+use redis::{Cmd, FromRedisValue, cmd};
 
 use super::connection::{Access, CallError, Connection};
 
@@ -19,15 +19,17 @@ impl Script {
         Self { operation, access, script: redis::Script::new(&code), code }
     }
 
+    /// `add_arguments`: to the command, after the keys.
     pub async fn run<T: FromRedisValue>(
         &self,
         connection: &Connection,
         keys: &[&str],
-        arguments: &[String],
+        add_arguments: impl Fn(&mut Cmd),
     ) -> Result<T, CallError> {
         let call = |name: &str, script: &str| {
             let mut call = cmd(name);
-            call.arg(script).arg(keys.len()).arg(keys).arg(arguments);
+            call.arg(script).arg(keys.len()).arg(keys);
+            add_arguments(&mut call);
             call
         };
         let by_hash = call("EVALSHA", self.script.get_hash());

@@ -131,6 +131,22 @@ async fn the_hash_follows_every_write_whoever_makes_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_change_is_written_as_such() {
+    let stage = require_backend!(Stage::set_for_several().await);
+    let app = stage.start(&[]).await;
+    add_user(&app, 1, "Ann").await;
+    stage.until_mirrored(&app).await;
+    let before = (mirror_writes(&app, "rebuild"), mirror_writes(&app, "delta"));
+    let rows = "INSERT INTO \"user\" (global_id, name) SELECT n, 'name ' || n FROM generate_series(10, 1910) AS n";
+    stage.database.execute(rows).await;
+    stage.until_mirrored(&app).await;
+    stage.database.execute("DELETE FROM \"user\" WHERE global_id BETWEEN 12 AND 1905").await;
+    stage.until_mirrored(&app).await;
+    assert_eq!(stage.hash().await.len(), 8);
+    assert_eq!((mirror_writes(&app, "rebuild"), mirror_writes(&app, "delta")), (before.0, before.1 + 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_is_done_to_the_hash_is_repaired() {
     let stage = require_backend!(Stage::set().await);
     let app = stage.start(&[]).await;

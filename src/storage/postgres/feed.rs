@@ -33,34 +33,44 @@ const FAR: Duration = Duration::from_millis(10);
 /// Did any transaction end at all, or is it another server? The cheapest question there is.
 const LOOK: &str = "SELECT pg_current_snapshot()::text, (SELECT born FROM directory_epoch)";
 
-/// $1: the cursor's xmax, $2: its running transactions, $3: its epoch, $4: `MAX_KEYS`.
+/// The part of an epoch's home that stays the same for a session, which ends with the server's run. To ask for it costs
+/// a third of the changes of a row, for it is read from a file.
+const HOME: &str = "SELECT regexp_replace(directory_home(), '[^/]*$', '')";
+
+/// $1: the cursor's xmax, $2: its running transactions, $3: its epoch, $4: `MAX_KEYS`, $5: `HOME`.
 /// The first row (kind 0) is the moment itself, with the floor and the written global ids where others
 /// have their zones; users are kind 1, zones kind 2. All of it is one
 /// statement, so it has one snapshot, the one that `pg_current_snapshot()` names.
+/// Most users that change a lot have no zones: to sort none of them costs more than to see that there is none.
+/// Not `EXISTS`, which the planner may answer by reading all assignments into memory first.
 const CHANGES: &str = r#"
 WITH epoch AS (
-    SELECT born, floor FROM directory_epoch WHERE home = directory_home()
+    SELECT born, floor FROM directory_epoch WHERE home = $5 || tableoid
 ), log AS MATERIALIZED (
     SELECT user_id, global_id, zone_id FROM directory_change
     WHERE (xid >= $1::text::xid8 OR xid = ANY ($2::text[]::xid8[])) AND (SELECT born FROM epoch) = $3
     LIMIT $4::bigint + 1
+), size AS MATERIALIZED (
+    SELECT count(*) AS keys FROM log
 ), users AS (
-    SELECT DISTINCT user_id FROM log WHERE user_id IS NOT NULL AND (SELECT count(*) FROM log) <= $4::bigint
+    SELECT DISTINCT user_id FROM log WHERE user_id IS NOT NULL AND (SELECT keys FROM size) <= $4::bigint
 ), zones AS (
-    SELECT DISTINCT zone_id FROM log WHERE zone_id IS NOT NULL AND (SELECT count(*) FROM log) <= $4::bigint
+    SELECT DISTINCT zone_id FROM log WHERE zone_id IS NOT NULL AND (SELECT keys FROM size) <= $4::bigint
 )
 SELECT 0 AS kind, pg_current_snapshot()::text AS key, NULL AS name, NULL::timestamptz AS created_at,
     NULL::timestamptz AS updated_at, NULL::float8 AS x1, NULL::float8 AS y1, NULL::float8 AS x2, NULL::float8 AS y2,
     NULL::float8 AS x3, NULL::float8 AS y3, NULL::float8 AS x4, NULL::float8 AS y4,
-    (SELECT born FROM epoch) AS id, (SELECT count(*) FROM log) AS global_id,
+    (SELECT born FROM epoch) AS id, (SELECT keys FROM size) AS global_id,
     (SELECT floor::text FROM epoch) || ARRAY(
-        SELECT DISTINCT global_id::text FROM log WHERE global_id IS NOT NULL AND (SELECT count(*) FROM log) <= $4::bigint
+        SELECT global_id::text FROM log WHERE global_id IS NOT NULL AND (SELECT keys FROM size) <= $4::bigint
     ) AS zone_ids,
     EXISTS (SELECT FROM log WHERE user_id IS NULL AND zone_id IS NULL) AS flag
 UNION ALL
 SELECT 1, NULL, u.name, u.created_at, u.updated_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
     users.user_id, u.global_id,
-    ARRAY(SELECT a.zone_id FROM user_zone_association AS a WHERE a.user_id = u.id ORDER BY a.position, a.zone_id),
+    CASE WHEN (SELECT true FROM user_zone_association AS a WHERE a.user_id = u.id LIMIT 1) THEN
+        ARRAY(SELECT a.zone_id FROM user_zone_association AS a WHERE a.user_id = u.id ORDER BY a.position, a.zone_id)
+    ELSE '{}' END,
     u.id IS NOT NULL
 FROM users LEFT JOIN "user" AS u ON u.id = users.user_id
 UNION ALL
@@ -69,7 +79,7 @@ SELECT 2, zones.zone_id, z.zone_name, z.created_at, z.updated_at, z.x1, z.y1, z.
 FROM zones LEFT JOIN working_zone AS z ON z.zone_id = zones.zone_id
 "#;
 
-/// $1: xmax, $2: running, $3: epoch, $4: xmin. No row: the log cannot tell.
+/// $1: xmax, $2: running, $3: epoch, $4: xmin, $5: `HOME`. No row: the log cannot tell.
 const CHANGED_IDS: &str = "
 SELECT ARRAY(
     SELECT DISTINCT global_id FROM directory_change
@@ -78,11 +88,12 @@ SELECT ARRAY(
     SELECT FROM directory_change
     WHERE (xid >= $1::text::xid8 OR xid = ANY ($2::text[]::xid8[])) AND user_id IS NULL AND zone_id IS NULL
 )
-FROM directory_epoch WHERE home = directory_home() AND born = $3 AND floor <= $4::text::xid8";
+FROM directory_epoch WHERE home = $5 || tableoid AND born = $3 AND floor <= $4::text::xid8";
 
 pub struct Feed {
     endpoint: Endpoint,
     client: Client,
+    home: String,
     look: Statement,
     changes: Statement,
     changed_ids: Statement,
@@ -123,15 +134,17 @@ impl Feed {
         let client = endpoint.with_options(SESSION).connect().await?;
         let opening = async {
             client.execute("SELECT directory_ensure_epoch()", &[]).await?;
+            let home = client.query_one(HOME, &[]).await?.try_get(0)?;
             let look = client.prepare(LOOK).await?;
             let changes = client.prepare(CHANGES).await?;
             let changed_ids = client.prepare(CHANGED_IDS).await?;
-            Ok((look, changes, changed_ids))
+            Ok((home, look, changes, changed_ids))
         };
-        let (look, changes, changed_ids) = within(limit, "open_feed", opening).await?;
+        let (home, look, changes, changed_ids) = within(limit, "open_feed", opening).await?;
         Ok(Self {
             endpoint: endpoint.clone(),
             client,
+            home,
             look,
             changes,
             changed_ids,
@@ -161,7 +174,8 @@ impl DirectoryFeed for Feed {
                 }
             }
             let xip: Vec<String> = cursor.xip.iter().map(u64::to_string).collect();
-            let parameters: [&(dyn ToSql + Sync); 4] = [&cursor.xmax.to_string(), &xip, &cursor.epoch, &MAX_KEYS];
+            let parameters: [&(dyn ToSql + Sync); 5] =
+                [&cursor.xmax.to_string(), &xip, &cursor.epoch, &MAX_KEYS, &self.home];
             let asked_at = Instant::now();
             let rows = self.client.query(&self.changes, &parameters).await?;
             self.experience.record_trip(asked_at.elapsed());
@@ -177,8 +191,8 @@ impl DirectoryFeed for Feed {
     async fn changed_users_since(&self, cursor: &Cursor) -> Result<Option<Vec<i64>>, StoreError> {
         let xip: Vec<String> = cursor.xip.iter().map(u64::to_string).collect();
         within(self.limit, "changed_users_since", async {
-            let parameters: [&(dyn ToSql + Sync); 4] =
-                [&cursor.xmax.to_string(), &xip, &cursor.epoch, &cursor.xmin.to_string()];
+            let parameters: [&(dyn ToSql + Sync); 5] =
+                [&cursor.xmax.to_string(), &xip, &cursor.epoch, &cursor.xmin.to_string(), &self.home];
             let Some(row) = self.client.query_opt(&self.changed_ids, &parameters).await? else { return Ok(None) };
             let everything: bool = row.try_get(1)?;
             Ok(if everything { None } else { Some(row.try_get(0)?) })
@@ -215,7 +229,9 @@ fn progress_of(rows: &[Row], before: &Cursor) -> Result<Result<Progress, StoreEr
     if keys == 0 {
         return Ok(Ok(Progress::Unchanged(cursor)));
     }
-    let global_ids = numbers.filter_map(|global_id| global_id.parse().ok()).collect();
+    let mut global_ids: Vec<i64> = numbers.filter_map(|global_id| global_id.parse().ok()).collect();
+    global_ids.sort_unstable();
+    global_ids.dedup();
     let mut changes = Changes { cursor, users: Vec::new(), zones: Vec::new(), global_ids };
     for row in rows {
         let present: bool = row.try_get(16)?;

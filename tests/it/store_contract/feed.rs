@@ -9,7 +9,7 @@ use unified_backend::directory::{Command, Cursor, User, UserPatch, Zone, ZonePat
 
 use super::alerts::{alerts_of, text_alert};
 use super::{Store, create_user, new_zone, owned};
-use crate::on_both_engines;
+use crate::{on_both_engines, require_backend};
 use crate::support::app::eventually;
 use crate::support::backends::Database;
 
@@ -246,6 +246,29 @@ async fn tokens_of_other_databases_are_not_followed(database: Database) {
         assert!(matches!(copy.ask().await, Progress::Reset(ResetReason::Epoch)));
         assert_eq!(copy.feed.changed_users_since(&copy.cursor).await.expect("the feed answers"), None);
         assert_ne!(Copy::load(&store).await.cursor.epoch, copy.cursor.epoch);
+    }
+}
+
+/// A dump is restored while the feed is open: the row of the epoch is there, with its number, but was made elsewhere.
+#[tokio::test]
+async fn an_epoch_of_another_place_is_not_followed() {
+    let database = require_backend!(Database::postgres().await);
+    let store = Store::open(&database).await;
+    store.create_user(5, "Ada", &[]).await;
+    let mut copy = Copy::load(&store).await;
+    let restored = [
+        "UPDATE directory_epoch SET home = 'another server/1/2/' || tableoid",
+        "ALTER TABLE directory_epoch RENAME TO dumped;
+         CREATE UNLOGGED TABLE directory_epoch (LIKE dumped INCLUDING ALL);
+         INSERT INTO directory_epoch TABLE dumped;
+         DROP TABLE dumped",
+    ];
+    for restored in restored {
+        database.execute(restored).await;
+        assert!(matches!(copy.ask().await, Progress::Reset(ResetReason::Epoch)), "{restored}");
+        assert_eq!(copy.feed.changed_users_since(&copy.cursor).await.expect("the feed answers"), None, "{restored}");
+        copy.cursor = copy.feed.load().await.expect("everything").cursor;
+        assert!(matches!(copy.ask().await, Progress::Unchanged(_)), "{restored}");
     }
 }
 
