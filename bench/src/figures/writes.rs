@@ -1,6 +1,7 @@
 //! P4: `POST /users`, each a transaction of its own that is durable when it is answered. Against
 //! `pgbench -M prepared` doing the same insert into the same tables, which is what PostgreSQL gives to
-//! clients that do not share transactions.
+//! clients that do not share transactions. Two more show what is left to win: the bare HTTP library that stores nothing,
+//! and PostgreSQL alone with rows that come in groups of as many as there are clients.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -14,19 +15,32 @@ use tokio::process::Command;
 use crate::Bench;
 use crate::database::Database;
 use crate::load::{self, Connection, Load, Requests, get, send_json};
+use crate::measure::limit_of;
 use crate::process::{Process, cpu_micros, waited_cpu_micros};
 use crate::report::Wanted::{AtLeast, AtMost};
 use crate::report::{median, ratio, short};
 
 const CLIENTS: usize = 32;
 const INSERT: &str = r#"INSERT INTO "user" (global_id, name) VALUES (nextval('bench_global_id'), 'Somebody New');"#;
+const INSERT_GROUP: &str = r#"INSERT INTO "user" (global_id, name)
+    SELECT nextval('bench_global_id'), 'Somebody New' FROM generate_series(1, 32)
+    ON CONFLICT (global_id) DO NOTHING RETURNING id, global_id, name, created_at;"#;
+
+const OURS: &str = "ours";
+const PGBENCH: &str = "pgbench";
+const WITHOUT_LOG: &str = "pgbench without the log";
+const PEER: &str = "peer";
+const SQLITE: &str = "ours on SQLite";
+const LIMIT: &str = "bare HTTP, nothing stored";
+const IN_GROUPS: &str = "pgbench, one client, 32 rows each";
 
 /// One round: writes per second, p99 in ms, CPU per write in µs of all that take part but the load.
 type Round = (f64, f64, f64);
 
 struct Pgbench {
     program: PathBuf,
-    script: PathBuf,
+    one_each: PathBuf,
+    groups: PathBuf,
     database: Database,
 }
 
@@ -41,20 +55,24 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     let sqlite = bench.service(&[("DATABASE_URL", &file)]).await?;
     let pgbench = Pgbench::prepare(bench, true).await?;
     let without_log = Pgbench::prepare(bench, false).await?;
+    let user = send_json("POST", "/users", r#"{"global_id":999999,"name":"Somebody New"}"#);
+    let (limit, _) = limit_of(bench.directory.path(), "created", &sqlite, &user).await?;
 
-    let names = ["ours", "pgbench", "pgbench without the log", "peer", "ours on SQLite"];
+    let names = [OURS, PGBENCH, WITHOUT_LOG, PEER, SQLITE, LIMIT, IN_GROUPS];
     let requests = [new_users(), new_users(), new_users()];
-    let mut rounds: [Vec<Round>; 5] = Default::default();
+    let mut rounds: [Vec<Round>; 7] = Default::default();
     for round in 0..=bench.rounds() {
         let mut results = Vec::new();
         for name in names {
             bench.report.doing(format!("writes: {name}, round {round} of {}", bench.rounds()));
             results.push(match name {
-                "ours" => post(&ours, &requests[0], CLIENTS, duration, Some(server)).await?,
-                "pgbench" => pgbench.run(duration, server).await?,
-                "peer" => post(&peer, &requests[1], CLIENTS, duration, Some(server)).await?,
-                "ours on SQLite" => post(&sqlite, &requests[2], CLIENTS, duration, None).await?,
-                _ => without_log.run(duration, server).await?,
+                OURS => post(&ours, &requests[0], CLIENTS, duration, Some(server)).await?,
+                PGBENCH => pgbench.run(&pgbench.one_each, CLIENTS, duration, server).await?,
+                PEER => post(&peer, &requests[1], CLIENTS, duration, Some(server)).await?,
+                SQLITE => post(&sqlite, &requests[2], CLIENTS, duration, None).await?,
+                LIMIT => post(&limit, &requests[2], CLIENTS, duration, None).await?,
+                IN_GROUPS => pgbench.run_in_groups(duration, server).await?,
+                _ => without_log.run(&without_log.one_each, CLIENTS, duration, server).await?,
             });
         }
         // The first one warms up.
@@ -67,7 +85,11 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
         .iter()
         .map(|rounds| (over(rounds, |round| round.0), over(rounds, |round| round.1), over(rounds, |round| round.2)))
         .collect();
-    let [ours_result, pgbench_result, without_result, _, sqlite_result] = results.as_slice() else { return Ok(()) };
+    let [ours_result, pgbench_result, without_result, _, sqlite_result, limit_result, groups_result] =
+        results.as_slice()
+    else {
+        return Ok(());
+    };
     let report = &mut bench.report;
     for (name, (rate, p99, cpu)) in names.iter().zip(&results) {
         report.figure(&format!("writes.{name}.rate"), *rate, "1/s");
@@ -84,11 +106,11 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
         vec![(*name).to_owned(), short(*rate), ratio(rate / pgbench_result.0), p99, short(*cpu)]
     };
     let columns = ["who", "writes/s", "× pgbench", "p99 ms", "total CPU µs/write"];
-    report.table(
-        &format!("writes, {CLIENTS} clients"),
-        &columns,
-        &names.iter().zip(&results).map(row).collect::<Vec<_>>(),
-    );
+    let mut rows: Vec<_> = names.iter().zip(&results).map(row).collect();
+    // A service that costs nothing, and whose clients are all answered before the next group begins.
+    let in_turn = 1.0 / (1.0 / limit_result.0 + 1.0 / groups_result.0);
+    rows.push(row((&"the last two in turn", &(in_turn, f64::NAN, limit_result.2 + groups_result.2))));
+    report.table(&format!("writes, {CLIENTS} clients"), &columns, &rows);
     verify(&ours, &databases[0]).await?;
     single(bench, &ours, &requests[0], &databases[0]).await
 }
@@ -135,18 +157,25 @@ impl Pgbench {
         if !has_log {
             client.batch_execute(r#"ALTER TABLE "user" DISABLE TRIGGER directory_log_insert"#).await?;
         }
-        let script = bench.directory.path().join("insert.sql");
-        tokio::fs::write(&script, INSERT).await?;
-        Ok(Self { program, script, database })
+        let [one_each, groups] = ["insert.sql", "insert_group.sql"].map(|name| bench.directory.path().join(name));
+        tokio::fs::write(&one_each, INSERT).await?;
+        tokio::fs::write(&groups, INSERT_GROUP).await?;
+        Ok(Self { program, one_each, groups, database })
     }
 
-    async fn run(&self, duration: Duration, server: u32) -> anyhow::Result<Round> {
+    /// Per row.
+    async fn run_in_groups(&self, duration: Duration, server: u32) -> anyhow::Result<Round> {
+        let (rate, p99, cpu) = self.run(&self.groups, 1, duration, server).await?;
+        Ok((rate * CLIENTS as f64, p99, cpu / CLIENTS as f64))
+    }
+
+    async fn run(&self, script: &Path, clients: usize, duration: Duration, server: u32) -> anyhow::Result<Round> {
         let cpu = || anyhow::Ok(waited_cpu_micros()? + cpu_micros(server)?);
         let before = cpu()?;
         let seconds = duration.as_secs().max(1).to_string();
-        let clients = CLIENTS.to_string();
+        let clients = clients.to_string();
         let mut command = Command::new(&self.program);
-        command.args(["-n", "-M", "prepared", "-c", &clients, "-j", "1", "-T", &seconds, "-f"]).arg(&self.script);
+        command.args(["-n", "-M", "prepared", "-c", &clients, "-j", "1", "-T", &seconds, "-f"]).arg(script);
         let output = command.arg(&self.database.url).kill_on_drop(true).output().await?;
         let text = String::from_utf8_lossy(&output.stdout);
         let number = |before: &str| {

@@ -9,9 +9,9 @@ use unified_backend::directory::{Command, Cursor, User, UserPatch, Zone, ZonePat
 
 use super::alerts::{alerts_of, text_alert};
 use super::{Store, create_user, new_zone, owned};
-use crate::{on_both_engines, require_backend};
 use crate::support::app::eventually;
 use crate::support::backends::Database;
+use crate::{on_both_engines, require_backend};
 
 on_both_engines!(
     a_load_is_what_the_tables_hold,
