@@ -17,10 +17,10 @@ async fn a_stop_says_goodbye_to_everyone_and_ends_in_time(database: Database) {
     app.post("/alerts", json!({ "a": 1 })).await.expect(200);
     let mut socket = app.listen("?envelope=true").await;
     assert_eq!(socket.next_json().await["seq"], 1);
-    let mut stream = app.client().get(app.url("/alerts/stream")).send().await.expect("a stream");
-    let mut dict = app.client().get(app.url("/users-dict")).header("accept", "text/event-stream");
-    dict = dict.header("connection", "keep-alive");
-    let mut dict_stream = dict.send().await.expect("a stream");
+    let mut streams = [app.follow("/alerts/stream", None).await, app.follow("/users-dict", None).await];
+    for stream in &mut streams {
+        stream.next().await.expect("an event");
+    }
     let token = app.get("/users-dict").await.header("dict-version").to_owned();
     let poll = tokio::spawn(app.client().get(app.url(&format!("/users-dict?since={token}&wait=60"))).send());
     // While it holds the idle connection, another request needs a fourth.
@@ -42,9 +42,8 @@ async fn a_stop_says_goodbye_to_everyone_and_ends_in_time(database: Database) {
         let answer = poll.await.expect("the poll's task").expect("an answer").json::<serde_json::Value>().await;
         let answer = answer.expect("JSON");
         assert_eq!((&answer["reset"], &answer["set"], &answer["del"]), (&json!(false), &json!({}), &json!([])));
-        for stream in [&mut stream, &mut dict_stream] {
-            let ending = async { while let Ok(Some(_)) = stream.chunk().await {} };
-            tokio::time::timeout(PATIENCE, ending).await.expect("the stream ends");
+        for stream in &mut streams {
+            assert_eq!(stream.next().await, None);
         }
     });
     stopped.expect("an orderly stop");

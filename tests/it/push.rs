@@ -14,6 +14,7 @@ use crate::on_both_engines;
 use crate::require_backend;
 use crate::support::app::{Answer, PATIENCE, TestApp, eventually};
 use crate::support::backends::Database;
+use crate::support::events::Events;
 
 on_both_engines!(
     a_client_sees_the_history_and_then_every_alert_as_it_comes,
@@ -181,39 +182,8 @@ async fn a_position_beyond_the_end_is_refused(database: Database) {
     }
 }
 
-/// Reads events until there are so many: (id, data).
-struct Events {
-    response: reqwest::Response,
-    text: String,
-}
-
-impl Events {
-    async fn open(app: &TestApp, path: &str, last_event_id: Option<&str>) -> Self {
-        let mut request = app.client().get(app.url(path)).header("accept", "text/event-stream");
-        if let Some(id) = last_event_id {
-            request = request.header("last-event-id", id);
-        }
-        let response = request.send().await.expect("an answer");
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        Self { response, text: String::new() }
-    }
-
-    async fn next(&mut self) -> (String, String) {
-        loop {
-            if let Some((event, rest)) = self.text.split_once("\n\n") {
-                let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
-                let found = field("id: ").zip(field("data: "));
-                self.text = rest.to_owned();
-                if let Some(found) = found {
-                    return found;
-                }
-                continue;
-            }
-            let chunk = tokio::time::timeout(PATIENCE, self.response.chunk()).await.expect("events in time");
-            let chunk = chunk.expect("the stream works").expect("the stream goes on");
-            self.text.push_str(std::str::from_utf8(&chunk).expect("UTF-8"));
-        }
-    }
+async fn next_event(events: &mut Events) -> (String, String) {
+    events.next().await.expect("the stream goes on")
 }
 
 async fn server_sent_events_carry_the_same_and_resume_by_their_id(database: Database) {
@@ -221,18 +191,18 @@ async fn server_sent_events_carry_the_same_and_resume_by_their_id(database: Data
     let body = "{\"a\":1,\r\n\"b\":\"line\\nbreak\"}";
     let request = app.client().post(app.url("/alerts")).header("content-type", "application/json").body(body);
     Answer::of(request).await.expect(200);
-    let mut events = Events::open(&app, "/alerts/stream", None).await;
-    assert_eq!(events.next().await, ("1".to_owned(), "{\"a\":1,  \"b\":\"line\\nbreak\"}".to_owned()));
+    let mut events = app.follow("/alerts/stream", None).await;
+    assert_eq!(next_event(&mut events).await, ("1".to_owned(), "{\"a\":1,  \"b\":\"line\\nbreak\"}".to_owned()));
     post_numbers(&app, 2..200).await;
     for seq in 2..200 {
-        assert_eq!(events.next().await, (seq.to_string(), format!("{{\"number\":{seq}}}")));
+        assert_eq!(next_event(&mut events).await, (seq.to_string(), format!("{{\"number\":{seq}}}")));
     }
-    let mut resumed = Events::open(&app, "/alerts/stream?after=5", Some("150")).await;
-    assert_eq!(resumed.next().await.0, "151", "Last-Event-ID beats after");
-    let mut resumed = Events::open(&app, "/alerts/stream?after=5", None).await;
-    assert_eq!(resumed.next().await.0, "6");
-    let mut resumed = Events::open(&app, "/alerts/stream?after=5", Some("not ours")).await;
-    assert_eq!(resumed.next().await.0, "6");
+    let mut resumed = app.follow("/alerts/stream?after=5", Some("150")).await;
+    assert_eq!(next_event(&mut resumed).await.0, "151", "Last-Event-ID beats after");
+    let mut resumed = app.follow("/alerts/stream?after=5", None).await;
+    assert_eq!(next_event(&mut resumed).await.0, "6");
+    let mut resumed = app.follow("/alerts/stream?after=5", Some("not ours")).await;
+    assert_eq!(next_event(&mut resumed).await.0, "6");
     for beyond in ["200", "99999999999999999999"] {
         let request = app.client().get(app.url("/alerts/stream")).header("last-event-id", beyond);
         assert_eq!(Answer::of(request).await.expect(422)["code"], "seq_beyond_end", "{beyond}");

@@ -11,6 +11,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::on_both_engines;
 use crate::support::app::{Answer, PATIENCE, eventually};
 use crate::support::backends::Database;
+use crate::support::events::Events;
 use crate::support::process::Served;
 
 on_both_engines!(sigterm_says_goodbye_to_everyone_and_ends_in_time);
@@ -27,19 +28,6 @@ async fn until_ready(served: &Served) {
     eventually("the service is ready", async || ready().await == 200).await;
 }
 
-async fn next_chunk(stream: &mut reqwest::Response) -> Option<String> {
-    let chunk = tokio::time::timeout(PATIENCE, stream.chunk()).await.expect("it goes on or ends");
-    chunk.expect("it ends, it does not break").map(|chunk| String::from_utf8(chunk.into()).expect("UTF-8"))
-}
-
-async fn read_until(stream: &mut reqwest::Response, shown: &str) {
-    let mut text = String::new();
-    while !text.contains(shown) {
-        let chunk = next_chunk(stream).await;
-        text.push_str(&chunk.unwrap_or_else(|| panic!("it ended before {shown}: {text:?}")));
-    }
-}
-
 async fn sigterm_says_goodbye_to_everyone_and_ends_in_time(database: Database) {
     let served = serve(&database, &[]).await;
     until_ready(&served).await;
@@ -50,14 +38,11 @@ async fn sigterm_says_goodbye_to_everyone_and_ends_in_time(database: Database) {
         .await
         .expect("the WebSocket opens");
     assert_eq!(socket.next().await.expect("open").expect("works"), Message::text(r#"{"a":1}"#));
-    let open = async |path: &str| {
-        let request = client.get(at(path)).header("accept", "text/event-stream");
-        request.send().await.expect("a stream")
-    };
+    let open = async |path: &str| Events::open(client.get(at(path))).await;
     let mut streams = [open("/alerts/stream").await, open("/users-dict").await];
-    // A stream that is not yet shown anything owes nothing to a client that is told to come back.
     for (stream, shown) in streams.iter_mut().zip([r#"{"a":1}"#, r#""reset":true"#]) {
-        read_until(stream, shown).await;
+        let (_, data) = stream.next().await.expect("an event");
+        assert!(data.contains(shown), "{data}");
     }
     let token = Answer::of(client.get(at("/users-dict"))).await.header("dict-version").to_owned();
     let polling = tokio::spawn(client.get(at(&format!("/users-dict?since={token}&wait=60"))).send());
@@ -75,7 +60,7 @@ async fn sigterm_says_goodbye_to_everyone_and_ends_in_time(database: Database) {
         other => panic!("expected a close, got {other:?}"),
     }
     for stream in &mut streams {
-        while next_chunk(stream).await.is_some() {}
+        assert_eq!(stream.next().await, None);
     }
     let answer = polling.await.expect("the poll's task").expect("an answer");
     let delta: Value = answer.json().await.expect("JSON");

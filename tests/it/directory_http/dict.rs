@@ -3,7 +3,6 @@
 use std::io::Read;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -11,6 +10,7 @@ use super::{assert_fault, assert_order, create, start, start_second};
 use crate::on_both_engines;
 use crate::support::app::{Answer, PATIENCE, TestApp, eventually};
 use crate::support::backends::Database;
+use crate::support::events::Events;
 
 on_both_engines!(
     the_dict_is_the_whole_map_in_numeric_order,
@@ -181,72 +181,36 @@ async fn a_long_poll_ends_empty_when_nothing_changes(database: Database) {
     assert_eq!((&answer["reset"], &answer["set"], &answer["del"]), (&json!(false), &json!({}), &json!([])));
 }
 
-/// Server-sent events, read as they come.
-struct Events {
-    stream: std::pin::Pin<Box<dyn futures_util::Stream<Item = reqwest::Result<bytes::Bytes>> + Send>>,
-    buffer: String,
-}
-
-impl Events {
-    async fn open(app: &TestApp, path: &str, last_event_id: Option<&str>) -> Self {
-        let mut request = app.client().get(app.url(path)).header("accept", "text/event-stream");
-        if let Some(id) = last_event_id {
-            request = request.header("last-event-id", id);
-        }
-        let response = request.send().await.expect("an answer");
-        assert_eq!(response.status().as_u16(), 200);
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        Self { stream: Box::pin(response.bytes_stream()), buffer: String::new() }
-    }
-
-    /// (id, data); `None` at the end of the stream.
-    async fn next(&mut self) -> Option<(String, Value)> {
-        tokio::time::timeout(PATIENCE, self.read_event()).await.expect("an event in time")
-    }
-
-    async fn read_event(&mut self) -> Option<(String, Value)> {
-        loop {
-            if let Some((event, rest)) = self.buffer.split_once("\n\n") {
-                let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-                let parsed = field("id:").zip(field("data:"));
-                let parsed = parsed.map(|(id, data)| (id.to_owned(), serde_json::from_str(data).expect("JSON")));
-                self.buffer = rest.to_owned();
-                match parsed {
-                    Some(event) => return Some(event),
-                    None => continue,
-                }
-            }
-            let chunk = self.stream.next().await?;
-            self.buffer.push_str(std::str::from_utf8(&chunk.ok()?).expect("UTF-8"));
-        }
-    }
+async fn next_change(events: &mut Events) -> (String, Value) {
+    let (id, data) = events.next().await.expect("an event");
+    (id, serde_json::from_str(&data).expect("JSON"))
 }
 
 async fn dict_events_resume_by_last_event_id(database: Database) {
     let app = start(&database).await;
     create(&app, json!({"global_id": 1, "name": "Ann"})).await;
-    let mut events = Events::open(&app, "/users-dict", None).await;
-    let (id, first) = events.next().await.expect("an event");
+    let mut events = app.follow("/users-dict", None).await;
+    let (id, first) = next_change(&mut events).await;
     assert_eq!((&first["reset"], &first["set"], &first["version"]), (&json!(true), &json!({"1": "Ann"}), &json!(id)));
     create(&app, json!({"global_id": 2, "name": "Bob"})).await;
-    let (second_id, second) = events.next().await.expect("an event");
+    let (second_id, second) = next_change(&mut events).await;
     assert_eq!((&second["reset"], &second["set"]), (&json!(false), &json!({"2": "Bob"})));
     drop(events);
     database.execute("DELETE FROM \"user\" WHERE global_id = 1").await;
-    let mut resumed = Events::open(&app, "/users-dict?since=garbage", Some(&second_id)).await;
-    let (_, third) = resumed.next().await.expect("an event");
+    let mut resumed = app.follow("/users-dict?since=garbage", Some(&second_id)).await;
+    let (_, third) = next_change(&mut resumed).await;
     assert_eq!((&third["reset"], &third["set"], &third["del"]), (&json!(false), &json!({}), &json!(["1"])));
-    let mut old = Events::open(&app, &format!("/users-dict?since={id}"), None).await;
-    let (_, missed) = old.next().await.expect("an event");
+    let mut old = app.follow(&format!("/users-dict?since={id}"), None).await;
+    let (_, missed) = next_change(&mut old).await;
     assert_eq!((&missed["set"], &missed["del"]), (&json!({"2": "Bob"}), &json!(["1"])));
-    let mut lost = Events::open(&app, "/users-dict", Some("unknown")).await;
-    assert_eq!(lost.next().await.expect("an event").1["reset"], true);
+    let mut lost = app.follow("/users-dict", Some("unknown")).await;
+    assert_eq!(next_change(&mut lost).await.1["reset"], true);
 }
 
 async fn streams_and_long_polls_end_with_the_service(database: Database) {
     let app = start(&database).await;
     let token = app.get("/users-dict").await.header("dict-version").to_owned();
-    let mut events = Events::open(&app, "/users-dict", None).await;
+    let mut events = app.follow("/users-dict", None).await;
     events.next().await.expect("the whole map");
     let request = app.client().get(app.url(&format!("/users-dict?since={token}&wait=60")));
     let polling = tokio::spawn(Answer::of(request));

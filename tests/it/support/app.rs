@@ -10,6 +10,7 @@ use unified_backend::app::{App, AppState};
 use unified_backend::config::Config;
 
 use super::backends::Database;
+use super::events::Events;
 
 /// How long a test waits for something that must happen before it calls it missing.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -88,6 +89,12 @@ impl TestApp {
             request = request.json(&body);
         }
         Answer::of(request).await
+    }
+
+    /// Server-sent events.
+    pub async fn follow(&self, path: &str, last_event_id: Option<&str>) -> Events {
+        let request = self.client().get(self.url(path));
+        Events::open(last_event_id.into_iter().fold(request, |request, id| request.header("last-event-id", id))).await
     }
 
     /// A WebSocket to `/ws/alerts`, `query` with its `?`.

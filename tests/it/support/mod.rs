@@ -4,6 +4,7 @@
 pub mod app;
 pub mod backends;
 pub mod cluster;
+pub mod events;
 pub mod kafka;
 pub mod process;
 pub mod proxy;
