@@ -449,6 +449,25 @@ async fn a_log_that_was_replaced_closes_its_streams() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_was_replaced_while_nobody_listened_is_shown_as_it_is() {
+    let database = require_backend!(Database::postgres().await);
+    let app = TestApp::start_ready(&database, &[]).await;
+    post_numbers(&app, 1..11).await;
+    let ends_at = async |seq: i64| {
+        eventually("the follower knows the end", async || app.state.metrics.alerts_last_seq.get() == seq).await;
+    };
+    ends_at(10).await;
+    database.execute("DELETE FROM alert WHERE seq > 4; UPDATE alert_log SET last_seq = 4").await;
+    ends_at(4).await;
+    let mut listener = app.listen("").await;
+    for number in 1..=4 {
+        assert_eq!(listener.next_json().await["number"], number);
+    }
+    post_numbers(&app, 105..106).await;
+    assert_eq!(listener.next_json().await["number"], 105);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_clients_each_see_each_alert_once() {
     let database = Database::sqlite();
     let app = TestApp::start_ready(&database, &[]).await;
