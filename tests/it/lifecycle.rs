@@ -23,10 +23,10 @@ async fn a_stop_says_goodbye_to_everyone_and_ends_in_time(database: Database) {
     }
     let token = app.get("/users-dict").await.header("dict-version").to_owned();
     let poll = tokio::spawn(app.client().get(app.url(&format!("/users-dict?since={token}&wait=60"))).send());
-    // While it holds the idle connection, another request needs a fourth.
+    // While it holds the idle connection, another request needs a fifth.
     eventually("the long poll is under way", async || {
         app.get("/health/live").await;
-        app.state.metrics.http_connections.get() >= 4
+        app.state.metrics.http_connections.get() >= 5
     })
     .await;
     let begin = Instant::now();

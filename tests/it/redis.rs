@@ -136,7 +136,13 @@ async fn a_large_change_is_written_as_such() {
     let app = stage.start(&[]).await;
     add_user(&app, 1, "Ann").await;
     stage.until_mirrored(&app).await;
-    let before = (mirror_writes(&app, "rebuild"), mirror_writes(&app, "delta"));
+    // Counted when Redis has answered, which is after it has the write.
+    let written = async |what: &str| {
+        stage.until_mirrored(&app).await;
+        eventually(what, async || app.state.metrics.mirror_lag_seconds.get() == 0.0).await;
+        (mirror_writes(&app, "rebuild"), mirror_writes(&app, "delta"))
+    };
+    let before = written("the user is mirrored").await;
     let rows = "INSERT INTO \"user\" (global_id, name) SELECT n, 'name ' || n FROM generate_series(10, 1910) AS n";
     stage.database.execute(rows).await;
     stage.until_mirrored(&app).await;

@@ -39,8 +39,9 @@ type Round = (f64, f64, f64);
 
 struct Pgbench {
     program: PathBuf,
-    one_each: PathBuf,
-    groups: PathBuf,
+    script: PathBuf,
+    clients: usize,
+    rows_each: usize,
     database: Database,
 }
 
@@ -53,8 +54,11 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     let peer = Process::server(bench.directory.path(), &["peer", &databases[1].url, &redis[1]].map(OsStr::new)).await?;
     let file = format!("sqlite:{}", bench.directory.path().join("writes.db").display());
     let sqlite = bench.service(&[("DATABASE_URL", &file)]).await?;
-    let pgbench = Pgbench::prepare(bench, true).await?;
-    let without_log = Pgbench::prepare(bench, false).await?;
+    let pgbench = Pgbench::prepare(bench, INSERT, CLIENTS, 1).await?;
+    let without_log = Pgbench::prepare(bench, INSERT, CLIENTS, 1).await?;
+    let disable = r#"ALTER TABLE "user" DISABLE TRIGGER directory_log_insert"#;
+    without_log.database.connect().await?.batch_execute(disable).await?;
+    let in_groups = Pgbench::prepare(bench, INSERT_GROUP, 1, CLIENTS).await?;
     let user = send_json("POST", "/users", r#"{"global_id":999999,"name":"Somebody New"}"#);
     let (limit, _) = limit_of(bench.directory.path(), "created", &sqlite, &user).await?;
 
@@ -67,12 +71,12 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
             bench.report.doing(format!("writes: {name}, round {round} of {}", bench.rounds()));
             results.push(match name {
                 OURS => post(&ours, &requests[0], CLIENTS, duration, Some(server)).await?,
-                PGBENCH => pgbench.run(&pgbench.one_each, CLIENTS, duration, server).await?,
+                PGBENCH => pgbench.run(duration, server).await?,
                 PEER => post(&peer, &requests[1], CLIENTS, duration, Some(server)).await?,
                 SQLITE => post(&sqlite, &requests[2], CLIENTS, duration, None).await?,
                 LIMIT => post(&limit, &requests[2], CLIENTS, duration, None).await?,
-                IN_GROUPS => pgbench.run_in_groups(duration, server).await?,
-                _ => without_log.run(&without_log.one_each, CLIENTS, duration, server).await?,
+                IN_GROUPS => in_groups.run(duration, server).await?,
+                _ => without_log.run(duration, server).await?,
             });
         }
         // The first one warms up.
@@ -148,34 +152,25 @@ async fn post(
 }
 
 impl Pgbench {
-    /// On a database like ours, with or without the triggers of the change log.
-    async fn prepare(bench: &Bench, has_log: bool) -> anyhow::Result<Self> {
+    /// On a database like ours, of its own.
+    async fn prepare(bench: &Bench, insert: &str, clients: usize, rows_each: usize) -> anyhow::Result<Self> {
         let program = find_pgbench().context("pgbench is missing (it comes with PostgreSQL's server)")?;
         let database = bench.database(1000).await?;
-        let client = database.connect().await?;
-        client.batch_execute("CREATE SEQUENCE bench_global_id START 1000000").await?;
-        if !has_log {
-            client.batch_execute(r#"ALTER TABLE "user" DISABLE TRIGGER directory_log_insert"#).await?;
-        }
-        let [one_each, groups] = ["insert.sql", "insert_group.sql"].map(|name| bench.directory.path().join(name));
-        tokio::fs::write(&one_each, INSERT).await?;
-        tokio::fs::write(&groups, INSERT_GROUP).await?;
-        Ok(Self { program, one_each, groups, database })
+        let sequence = "CREATE SEQUENCE bench_global_id START 1000000";
+        database.connect().await?.batch_execute(sequence).await?;
+        let script = bench.directory.path().join(format!("insert_{rows_each}.sql"));
+        tokio::fs::write(&script, insert).await?;
+        Ok(Self { program, script, clients, rows_each, database })
     }
 
     /// Per row.
-    async fn run_in_groups(&self, duration: Duration, server: u32) -> anyhow::Result<Round> {
-        let (rate, p99, cpu) = self.run(&self.groups, 1, duration, server).await?;
-        Ok((rate * CLIENTS as f64, p99, cpu / CLIENTS as f64))
-    }
-
-    async fn run(&self, script: &Path, clients: usize, duration: Duration, server: u32) -> anyhow::Result<Round> {
+    async fn run(&self, duration: Duration, server: u32) -> anyhow::Result<Round> {
         let cpu = || anyhow::Ok(waited_cpu_micros()? + cpu_micros(server)?);
         let before = cpu()?;
         let seconds = duration.as_secs().max(1).to_string();
-        let clients = clients.to_string();
+        let clients = self.clients.to_string();
         let mut command = Command::new(&self.program);
-        command.args(["-n", "-M", "prepared", "-c", &clients, "-j", "1", "-T", &seconds, "-f"]).arg(script);
+        command.args(["-n", "-M", "prepared", "-c", &clients, "-j", "1", "-T", &seconds, "-f"]).arg(&self.script);
         let output = command.arg(&self.database.url).kill_on_drop(true).output().await?;
         let text = String::from_utf8_lossy(&output.stdout);
         let number = |before: &str| {
@@ -184,7 +179,8 @@ impl Pgbench {
         };
         let found = number("tps = ").zip(number("number of transactions actually processed: "));
         let (rate, transactions) = found.with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
-        Ok((rate, f64::NAN, (cpu()? - before) / transactions))
+        let rows_each = self.rows_each as f64;
+        Ok((rate * rows_each, f64::NAN, (cpu()? - before) / transactions / rows_each))
     }
 }
 

@@ -33,11 +33,12 @@ const FAR: Duration = Duration::from_millis(10);
 /// Did any transaction end at all, or is it another server? The cheapest question there is.
 const LOOK: &str = "SELECT pg_current_snapshot()::text, (SELECT born FROM directory_epoch)";
 
-/// The part of an epoch's home that stays the same for a session, which ends with the server's run. To ask for it costs
-/// a third of the changes of a row, for it is read from a file.
-const HOME: &str = "SELECT regexp_replace(directory_home(), '[^/]*$', '')";
+/// The part of an epoch's home that costs a third of a whole question, because the server reads it from a file each time.
+/// One session is one cluster's, so it is asked for once; its runs and tables may change under a session (behind a
+/// pooler, by a restored dump), so they are asked for each time.
+const CLUSTER: &str = "SELECT system_identifier::text FROM pg_control_system()";
 
-/// $1: the cursor's xmax, $2: its running transactions, $3: its epoch, $4: `MAX_KEYS`, $5: `HOME`.
+/// $1: the cursor's xmax, $2: its running transactions, $3: its epoch, $4: `MAX_KEYS`, $5: `CLUSTER`.
 /// The first row (kind 0) is the moment itself, with the floor and the written global ids where others
 /// have their zones; users are kind 1, zones kind 2. All of it is one
 /// statement, so it has one snapshot, the one that `pg_current_snapshot()` names.
@@ -45,7 +46,9 @@ const HOME: &str = "SELECT regexp_replace(directory_home(), '[^/]*$', '')";
 /// Not `EXISTS`, which the planner may answer by reading all assignments into memory first.
 const CHANGES: &str = r#"
 WITH epoch AS (
-    SELECT born, floor FROM directory_epoch WHERE home = $5 || tableoid
+    SELECT born, floor FROM directory_epoch WHERE home = concat_ws('/', $5::text,
+        extract(epoch FROM pg_postmaster_start_time()), (SELECT oid FROM pg_database WHERE datname = current_database()),
+        tableoid)
 ), log AS MATERIALIZED (
     SELECT user_id, global_id, zone_id FROM directory_change
     WHERE (xid >= $1::text::xid8 OR xid = ANY ($2::text[]::xid8[])) AND (SELECT born FROM epoch) = $3
@@ -79,7 +82,7 @@ SELECT 2, zones.zone_id, z.zone_name, z.created_at, z.updated_at, z.x1, z.y1, z.
 FROM zones LEFT JOIN working_zone AS z ON z.zone_id = zones.zone_id
 "#;
 
-/// $1: xmax, $2: running, $3: epoch, $4: xmin, $5: `HOME`. No row: the log cannot tell.
+/// $1: xmax, $2: running, $3: epoch, $4: xmin. No row: the log cannot tell.
 const CHANGED_IDS: &str = "
 SELECT ARRAY(
     SELECT DISTINCT global_id FROM directory_change
@@ -88,12 +91,12 @@ SELECT ARRAY(
     SELECT FROM directory_change
     WHERE (xid >= $1::text::xid8 OR xid = ANY ($2::text[]::xid8[])) AND user_id IS NULL AND zone_id IS NULL
 )
-FROM directory_epoch WHERE home = $5 || tableoid AND born = $3 AND floor <= $4::text::xid8";
+FROM directory_epoch WHERE home = directory_home() AND born = $3 AND floor <= $4::text::xid8";
 
 pub struct Feed {
     endpoint: Endpoint,
     client: Client,
-    home: String,
+    cluster: String,
     look: Statement,
     changes: Statement,
     changed_ids: Statement,
@@ -101,7 +104,7 @@ pub struct Feed {
     experience: Experience,
 }
 
-/// Whether to look first, or to ask for the changes at once. A look costs the server a quarter of the other
+/// Whether to look first, or to ask for the changes at once. A look costs the server a tenth of the other
 /// question, but a second trip when something changed.
 struct Experience {
     /// The last answer was another than the one before: the next one is likely to be as well.
@@ -134,17 +137,17 @@ impl Feed {
         let client = endpoint.with_options(SESSION).connect().await?;
         let opening = async {
             client.execute("SELECT directory_ensure_epoch()", &[]).await?;
-            let home = client.query_one(HOME, &[]).await?.try_get(0)?;
+            let cluster = client.query_one(CLUSTER, &[]).await?.try_get(0)?;
             let look = client.prepare(LOOK).await?;
             let changes = client.prepare(CHANGES).await?;
             let changed_ids = client.prepare(CHANGED_IDS).await?;
-            Ok((home, look, changes, changed_ids))
+            Ok((cluster, look, changes, changed_ids))
         };
-        let (home, look, changes, changed_ids) = within(limit, "open_feed", opening).await?;
+        let (cluster, look, changes, changed_ids) = within(limit, "open_feed", opening).await?;
         Ok(Self {
             endpoint: endpoint.clone(),
             client,
-            home,
+            cluster,
             look,
             changes,
             changed_ids,
@@ -175,7 +178,7 @@ impl DirectoryFeed for Feed {
             }
             let xip: Vec<String> = cursor.xip.iter().map(u64::to_string).collect();
             let parameters: [&(dyn ToSql + Sync); 5] =
-                [&cursor.xmax.to_string(), &xip, &cursor.epoch, &MAX_KEYS, &self.home];
+                [&cursor.xmax.to_string(), &xip, &cursor.epoch, &MAX_KEYS, &self.cluster];
             let asked_at = Instant::now();
             let rows = self.client.query(&self.changes, &parameters).await?;
             self.experience.record_trip(asked_at.elapsed());
@@ -191,8 +194,8 @@ impl DirectoryFeed for Feed {
     async fn changed_users_since(&self, cursor: &Cursor) -> Result<Option<Vec<i64>>, StoreError> {
         let xip: Vec<String> = cursor.xip.iter().map(u64::to_string).collect();
         within(self.limit, "changed_users_since", async {
-            let parameters: [&(dyn ToSql + Sync); 5] =
-                [&cursor.xmax.to_string(), &xip, &cursor.epoch, &cursor.xmin.to_string(), &self.home];
+            let parameters: [&(dyn ToSql + Sync); 4] =
+                [&cursor.xmax.to_string(), &xip, &cursor.epoch, &cursor.xmin.to_string()];
             let Some(row) = self.client.query_opt(&self.changed_ids, &parameters).await? else { return Ok(None) };
             let everything: bool = row.try_get(1)?;
             Ok(if everything { None } else { Some(row.try_get(0)?) })

@@ -313,3 +313,43 @@ async fn a_trimmed_log_says_that_it_cannot_tell(database: Database) {
     store.create_user(8, "Di", &[]).await;
     copy.follow("a change after the trim").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_reads_no_more_than_what_changed() {
+    let database = require_backend!(Database::postgres().await);
+    let Database::Postgres(server) = &database else { return };
+    let store = Store::open(&database).await;
+    let tables = r#"
+        INSERT INTO working_zone (zone_id, zone_name, x1, y1, x2, y2, x3, y3, x4, y4) VALUES ('Z', 'Z', 0, 0, 1, 0, 1, 1, 0, 1);
+        INSERT INTO "user" (global_id, name) SELECT n, 'someone' FROM generate_series(1, 5000) AS n;
+        INSERT INTO user_zone_association (user_id, zone_id) SELECT id, 'Z' FROM "user";
+        ANALYZE"#;
+    server.execute(tables).await;
+    let mut copy = Copy::load(&store).await;
+    let client = server.connect().await;
+    let count = async || -> (i64, i64) {
+        let sql = "SELECT seq_tup_read + idx_tup_fetch, idx_scan FROM pg_stat_user_tables \
+                   WHERE relname = 'user_zone_association'";
+        let row = client.query_one(sql, &[]).await.expect("the statistics");
+        (row.get(0), row.get(1))
+    };
+    let mut asked = 0;
+    let before = count().await;
+    // A session tells what it read once a second.
+    eventually("the server has counted", async || {
+        let changed = r#"UPDATE "user" SET name = name || '.' WHERE global_id = 7"#;
+        server.execute(&format!("{changed}; {changed}")).await;
+        match copy.ask().await {
+            Progress::Changed(changes) => {
+                assert_eq!((changes.users.len(), changes.global_ids), (1, vec![7]));
+                copy.cursor = changes.cursor;
+            }
+            other => panic!("{other:?}"),
+        }
+        asked += 1;
+        count().await.1 > before.1
+    })
+    .await;
+    let read = count().await.0 - before.0;
+    assert!(read <= 10 * asked, "{read} assignments were read for {asked} changed users");
+}
