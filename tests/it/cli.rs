@@ -454,7 +454,8 @@ async fn a_site_that_publishes_to_kafka_is_heard_by_the_service() {
     let shell = Shell::on(&database);
     let topic = format!("site_{}", uuid::Uuid::new_v4().simple());
     let settings = [("KAFKA_BOOTSTRAP_SERVERS", kafka.as_str()), ("KAFKA_TOPIC", &topic), ("KAFKA_GROUP_ID", &topic)];
-    let simulate = ["simulate", "--kafka", "--rate", "100", "--duration", "1s"];
+    // Nobody serves there, whatever else runs on this machine.
+    let simulate = ["simulate", "--kafka", "--rate", "100", "--duration", "1s", "--url", "http://127.0.0.1:1"];
     let told = run(shell.path(), &settings, &simulate).await.expect(0);
     assert!(
         told.contains("sample people and zones are used") && told.contains(&format!("Kafka topic {topic}")),
