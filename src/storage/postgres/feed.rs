@@ -35,7 +35,7 @@ const LOOK: &str = "SELECT pg_current_snapshot()::text, (SELECT born FROM direct
 
 /// The part of an epoch's home that costs a third of a whole question, because the server reads it from a file each time.
 /// One session is one cluster's, so it is asked for once; its runs and tables may change under a session (behind a
-/// pooler, by a restored dump), so they are asked for each time.
+/// pooler, by a restored dump), so they are asked for each time: `CHANGES` puts together what `directory_home()` does.
 const CLUSTER: &str = "SELECT system_identifier::text FROM pg_control_system()";
 
 /// $1: the cursor's xmax, $2: its running transactions, $3: its epoch, $4: `MAX_KEYS`, $5: `CLUSTER`.
