@@ -22,9 +22,6 @@ use crate::report::{median, ratio, short};
 
 const CLIENTS: usize = 32;
 const INSERT: &str = r#"INSERT INTO "user" (global_id, name) VALUES (nextval('bench_global_id'), 'Somebody New');"#;
-const INSERT_GROUP: &str = r#"INSERT INTO "user" (global_id, name)
-    SELECT nextval('bench_global_id'), 'Somebody New' FROM generate_series(1, 32)
-    ON CONFLICT (global_id) DO NOTHING RETURNING id, global_id, name, created_at;"#;
 
 const OURS: &str = "ours";
 const PGBENCH: &str = "pgbench";
@@ -58,7 +55,12 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     let without_log = Pgbench::prepare(bench, INSERT, CLIENTS, 1).await?;
     let disable = r#"ALTER TABLE "user" DISABLE TRIGGER directory_log_insert"#;
     without_log.database.connect().await?.batch_execute(disable).await?;
-    let in_groups = Pgbench::prepare(bench, INSERT_GROUP, 1, CLIENTS).await?;
+    let insert_group = format!(
+        r#"INSERT INTO "user" (global_id, name)
+        SELECT nextval('bench_global_id'), 'Somebody New' FROM generate_series(1, {CLIENTS})
+        ON CONFLICT (global_id) DO NOTHING RETURNING id, global_id, name, created_at;"#
+    );
+    let in_groups = Pgbench::prepare(bench, &insert_group, 1, CLIENTS).await?;
     let user = send_json("POST", "/users", r#"{"global_id":999999,"name":"Somebody New"}"#);
     let (limit, _) = limit_of(bench.directory.path(), "created", &sqlite, &user).await?;
 
