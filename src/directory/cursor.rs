@@ -30,6 +30,11 @@ impl Cursor {
             && other.xip.iter().all(|xid| *xid >= self.xmax || self.xip.binary_search(xid).is_ok())
     }
 
+    /// Whether what this transaction did is visible.
+    pub fn contains(&self, xid: u64) -> bool {
+        xid < self.xmax && self.xip.binary_search(&xid).is_err()
+    }
+
     /// Reads a client's token. `None` for anything that [`Self::fmt`] does not write.
     pub fn parse(token: &str) -> Option<Self> {
         let mut parts = token.split('.');

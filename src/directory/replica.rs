@@ -74,7 +74,7 @@ impl Snapshot {
         let user_count = users.len();
         let mut filling = Vec::with_capacity(CHUNK_USERS.min(user_count));
         for user in users {
-            let user = Arc::new(with_shared_zone_ids(user, &zones));
+            let user = with_shared_zone_ids(Arc::new(user), &zones);
             global_ids.push((user.id, user.global_id));
             for zone_id in &user.zone_ids {
                 members.entry(zone_id.clone()).or_default().push(user.global_id);
@@ -115,7 +115,7 @@ impl Snapshot {
             }
         }
         for user in changes.users.iter().filter_map(|(_, user)| user.as_ref()) {
-            let user = Arc::new(with_shared_zone_ids(user.clone(), &zones));
+            let user = with_shared_zone_ids(user.clone(), &zones);
             global_ids.insert(user.id, user.global_id);
             for zone_id in &user.zone_ids {
                 zone_members.entry(zone_id.clone()).or_default().insert(user.global_id);
@@ -376,8 +376,11 @@ fn push_users(chunks: &mut Vec<Arc<Chunk>>, mut users: Vec<Arc<User>>) {
 }
 
 /// A million users name few zones: they share the zones' own text.
-fn with_shared_zone_ids(mut user: User, zones: &[Arc<Zone>]) -> User {
-    for zone_id in &mut user.zone_ids {
+fn with_shared_zone_ids(mut user: Arc<User>, zones: &[Arc<Zone>]) -> Arc<User> {
+    if user.zone_ids.is_empty() {
+        return user;
+    }
+    for zone_id in &mut Arc::make_mut(&mut user).zone_ids {
         if let Some(zone) = find_zone(zones, zone_id) {
             *zone_id = zone.zone_id.clone();
         }

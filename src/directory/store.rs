@@ -71,7 +71,7 @@ pub enum Progress {
 pub struct Changes {
     pub cursor: Cursor,
     /// By `id`; `None`: the user is gone.
-    pub users: Vec<(i64, Option<User>)>,
+    pub users: Vec<(i64, Option<Arc<User>>)>,
     /// By `zone_id`; `None`: the zone is gone.
     pub zones: Vec<(Arc<str>, Option<Zone>)>,
     /// The `global_id` of every user that was written since, also of those that came and went.

@@ -53,7 +53,7 @@ impl Model {
         Changes {
             global_ids: users.iter().flat_map(both).collect(),
             cursor: self.cursor(),
-            users: users.into_iter().map(|id| (id, self.users.get(&id).cloned())).collect(),
+            users: users.into_iter().map(|id| (id, self.users.get(&id).cloned().map(Arc::new))).collect(),
             zones: zones.into_iter().map(|zone_id| (zone_id.clone(), self.zones.get(&zone_id).cloned())).collect(),
         }
     }

@@ -107,7 +107,7 @@ impl DirectoryFeed for Feed {
         if version == cursor.xmax {
             return Ok(Progress::Unchanged(moment));
         }
-        let users = vec![(1, Some(Database::user(version)))];
+        let users = vec![(1, Some(Arc::new(Database::user(version))))];
         Ok(Progress::Changed(Changes { cursor: moment, users, zones: Vec::new(), global_ids: vec![1] }))
     }
 

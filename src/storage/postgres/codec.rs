@@ -1,4 +1,4 @@
-//! Points in time on the wire: microseconds, infinity included, without a detour through a calendar.
+//! Points in time on the wire: microseconds, infinity included, without a detour through a calendar. Transactions' numbers.
 
 use bytes::BytesMut;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
@@ -10,6 +10,10 @@ const SERVER_EPOCH_MICROS: i64 = 946_684_800_000_000;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Time(pub Timestamp);
+
+/// Of a transaction: 64 bits, so it never begins anew within a cluster.
+#[derive(Debug, Clone, Copy)]
+pub struct Xid(pub u64);
 
 type CodecError = Box<dyn std::error::Error + Sync + Send>;
 
@@ -29,5 +33,23 @@ impl ToSql for Time {
     }
 
     accepts!(TIMESTAMPTZ);
+    to_sql_checked!();
+}
+
+impl<'a> FromSql<'a> for Xid {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, CodecError> {
+        Ok(Self(u64::from_be_bytes(raw.try_into()?)))
+    }
+
+    accepts!(XID8);
+}
+
+impl ToSql for Xid {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, CodecError> {
+        out.extend_from_slice(&self.0.to_be_bytes());
+        Ok(IsNull::No)
+    }
+
+    accepts!(XID8);
     to_sql_checked!();
 }

@@ -12,10 +12,10 @@ use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Row;
 use tokio_util::sync::CancellationToken;
 
-use super::codec::Time;
+use super::codec::{Time, Xid};
 use super::connection::Endpoint;
 use super::error::{DEPENDENCY, is_about_rows};
-use super::feed::Feed;
+use super::feed::{Created, CreatedHere, Feed};
 use super::pool::{Pool, WorkError};
 use crate::directory::geometry::check_polygon;
 use crate::directory::store::{DirectoryFeed, DirectoryStore};
@@ -38,14 +38,16 @@ pub struct PostgresDirectory {
     limit: Duration,
     lifecycle: Lifecycle,
     creations: Creations,
+    created_here: CreatedHere,
 }
 
 type Verdict = Result<Outcome, Refusal>;
 
 impl PostgresDirectory {
     pub fn start(pool: Pool, endpoint: Endpoint, limit: Duration, lifecycle: &Lifecycle) -> Self {
-        let creations = Creations::start(pool.clone(), limit, lifecycle);
-        Self { pool, endpoint, limit, lifecycle: lifecycle.clone(), creations }
+        let created_here = CreatedHere::default();
+        let creations = Creations::start(pool.clone(), limit, lifecycle, created_here.clone());
+        Self { pool, endpoint, limit, lifecycle: lifecycle.clone(), creations, created_here }
     }
 }
 
@@ -108,7 +110,7 @@ impl DirectoryStore for PostgresDirectory {
     async fn open_feed(&self) -> Result<Arc<dyn DirectoryFeed>, StoreError> {
         // Before the migration there is nothing to follow.
         self.pool.until_usable().await;
-        Ok(Arc::new(Feed::open(&self.endpoint, self.limit).await?))
+        Ok(Arc::new(Feed::open(&self.endpoint, self.limit, self.created_here.clone()).await?))
     }
 }
 
@@ -129,9 +131,9 @@ struct Creation {
 
 impl Creations {
     /// `limit`: how long a creation may take, the wait for its group included.
-    fn start(pool: Pool, limit: Duration, lifecycle: &Lifecycle) -> Self {
+    fn start(pool: Pool, limit: Duration, lifecycle: &Lifecycle, created_here: CreatedHere) -> Self {
         let (queue, creations) = mpsc::channel(QUEUED_USERS);
-        let creating = create_in_groups(pool, creations, lifecycle.closing().clone());
+        let creating = create_in_groups(pool, creations, created_here, lifecycle.closing().clone());
         lifecycle.spawn_service("creation of users", creating);
         Self { limit, queue }
     }
@@ -156,6 +158,7 @@ impl Creations {
 async fn create_in_groups(
     pool: Pool,
     mut queue: mpsc::Receiver<Creation>,
+    created_here: CreatedHere,
     closing: CancellationToken,
 ) -> anyhow::Result<()> {
     let (mut group, mut created) = (Vec::new(), Vec::new());
@@ -187,9 +190,9 @@ async fn create_in_groups(
         let now = Instant::now();
         group.retain(|creation: &Creation| now < creation.expires_at);
         let users: Vec<&NewUser> = group.iter().map(|creation| &creation.user).collect();
-        let users = &users;
+        let (users, created_here) = (&users, &created_here);
         let creating = pool.run("create_users", move |mut lease| async move {
-            let verdicts = create_group(lease.client()?, users).await?;
+            let verdicts = create_group(lease.client()?, users, created_here).await?;
             Ok((lease, verdicts))
         });
         let (verdicts, ()) = tokio::join!(creating, async { answer(&mut created) });
@@ -213,7 +216,11 @@ fn answer(created: &mut Vec<(Creation, Result<Verdict, StoreError>)>) {
 
 /// A verdict for each. A row that the database refuses for reasons of its own (a constraint that was
 /// added) is found by halving, so that it costs its neighbours nothing.
-async fn create_group(client: &mut Object, users: &[&NewUser]) -> Result<Vec<Result<Verdict, StoreError>>, WorkError> {
+async fn create_group(
+    client: &mut Object,
+    users: &[&NewUser],
+    created_here: &CreatedHere,
+) -> Result<Vec<Result<Verdict, StoreError>>, WorkError> {
     // The first of several with one global id is created; sorted, so that two groups do not deadlock.
     let mut firsts: BTreeMap<i64, &NewUser> = BTreeMap::new();
     for user in users {
@@ -221,7 +228,8 @@ async fn create_group(client: &mut Object, users: &[&NewUser]) -> Result<Vec<Res
     }
     let firsts: Vec<&NewUser> = firsts.into_values().collect();
     let sql = r#"INSERT INTO "user" (global_id, name) SELECT * FROM unnest($1::bigint[], $2::text[])
-        ON CONFLICT (global_id) DO NOTHING RETURNING id, global_id, name, created_at, updated_at, ARRAY[]::text[]"#;
+        ON CONFLICT (global_id) DO NOTHING RETURNING id, global_id, name, created_at, updated_at, ARRAY[]::text[],
+            pg_current_xact_id(), (SELECT born FROM directory_epoch)"#;
     let statement = client.prepare_cached(sql).await?;
     let mut created: BTreeMap<i64, Result<User, StoreError>> = BTreeMap::new();
     let mut pieces = vec![firsts.as_slice()];
@@ -230,10 +238,14 @@ async fn create_group(client: &mut Object, users: &[&NewUser]) -> Result<Vec<Res
         let names: Vec<&str> = piece.iter().map(|user| user.name.as_str()).collect();
         match client.query(&statement, &[&global_ids, &names]).await {
             Ok(rows) => {
-                for row in &rows {
-                    let user = user_of(row)?;
-                    created.insert(user.global_id, Ok(user));
+                let of_piece = rows.iter().map(user_of).collect::<Result<Vec<User>, _>>()?;
+                if let Some(row) = rows.first()
+                    && let Some(epoch) = row.try_get(7)?
+                {
+                    let users = of_piece.iter().cloned().map(Arc::new).collect();
+                    created_here.record(Created { epoch, xid: row.try_get::<_, Xid>(6)?.0, users });
                 }
+                created.extend(of_piece.into_iter().map(|user| (user.global_id, Ok(user))));
             }
             Err(error) if !is_about_rows(&error) => return Err(error.into()),
             Err(error) => match piece {

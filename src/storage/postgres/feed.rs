@@ -1,17 +1,18 @@
 //! `DirectoryFeed` over one pipelined connection: what became visible after a snapshot, from the
 //! change log, together with the rows as they are now, in one statement and so at one moment.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
+use parking_lot::Mutex;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 
-use super::codec::Time;
+use super::codec::{Time, Xid};
 use super::connection::Endpoint;
 use super::directory::zone_of;
 use super::error::{DEPENDENCY, translate};
@@ -38,9 +39,10 @@ const LOOK: &str = "SELECT pg_current_snapshot()::text, (SELECT born FROM direct
 /// pooler, by a restored dump), so they are asked for each time: `CHANGES` puts together what `directory_home()` does.
 const CLUSTER: &str = "SELECT system_identifier::text FROM pg_control_system()";
 
-/// $1: the cursor's xmax, $2: its running transactions, $3: its epoch, $4: `MAX_KEYS`, $5: `CLUSTER`.
+/// $1: the cursor's xmax, $2: its running transactions, $3: its epoch, $4: `MAX_KEYS`, $5: `CLUSTER`,
+/// $6: transactions of [`CreatedHere`], whose keys are only counted.
 /// The first row (kind 0) is the moment itself, with the floor and the written global ids where others
-/// have their zones; users are kind 1, zones kind 2. All of it is one
+/// have their zones, and that count; users are kind 1, zones kind 2. All of it is one
 /// statement, so it has one snapshot, the one that `pg_current_snapshot()` names.
 /// Most users that change a lot have no zones: to sort none of them costs more than to see that there is none.
 /// Not `EXISTS`, which the planner may answer by reading all assignments into memory first.
@@ -50,13 +52,14 @@ WITH epoch AS (
         extract(epoch FROM pg_postmaster_start_time()), (SELECT oid FROM pg_database WHERE datname = current_database()),
         tableoid)
 ), log AS MATERIALIZED (
-    SELECT user_id, global_id, zone_id FROM directory_change
-    WHERE (xid >= $1::text::xid8 OR xid = ANY ($2::text[]::xid8[])) AND (SELECT born FROM epoch) = $3
+    SELECT user_id, global_id, zone_id, xid = ANY ($6) AS known FROM directory_change
+    WHERE (xid >= $1 OR xid = ANY ($2)) AND (SELECT born FROM epoch) = $3
     LIMIT $4::bigint + 1
 ), size AS MATERIALIZED (
-    SELECT count(*) AS keys FROM log
+    SELECT count(*) AS keys, count(*) FILTER (WHERE known) AS known FROM log
 ), users AS (
-    SELECT DISTINCT user_id FROM log WHERE user_id IS NOT NULL AND (SELECT keys FROM size) <= $4::bigint
+    SELECT DISTINCT user_id FROM log
+    WHERE NOT known AND user_id IS NOT NULL AND (SELECT keys FROM size) <= $4::bigint
 ), zones AS (
     SELECT DISTINCT zone_id FROM log WHERE zone_id IS NOT NULL AND (SELECT keys FROM size) <= $4::bigint
 )
@@ -65,20 +68,22 @@ SELECT 0 AS kind, pg_current_snapshot()::text AS key, NULL AS name, NULL::timest
     NULL::float8 AS x3, NULL::float8 AS y3, NULL::float8 AS x4, NULL::float8 AS y4,
     (SELECT born FROM epoch) AS id, (SELECT keys FROM size) AS global_id,
     (SELECT floor::text FROM epoch) || ARRAY(
-        SELECT global_id::text FROM log WHERE global_id IS NOT NULL AND (SELECT keys FROM size) <= $4::bigint
+        SELECT global_id::text FROM log
+        WHERE NOT known AND global_id IS NOT NULL AND (SELECT keys FROM size) <= $4::bigint
     ) AS zone_ids,
-    EXISTS (SELECT FROM log WHERE user_id IS NULL AND zone_id IS NULL) AS flag
+    EXISTS (SELECT FROM log WHERE user_id IS NULL AND zone_id IS NULL) AS flag,
+    (SELECT known FROM size) AS known
 UNION ALL
 SELECT 1, NULL, u.name, u.created_at, u.updated_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
     users.user_id, u.global_id,
     CASE WHEN (SELECT true FROM user_zone_association AS a WHERE a.user_id = u.id LIMIT 1) THEN
         ARRAY(SELECT a.zone_id FROM user_zone_association AS a WHERE a.user_id = u.id ORDER BY a.position, a.zone_id)
     ELSE '{}' END,
-    u.id IS NOT NULL
+    u.id IS NOT NULL, NULL
 FROM users LEFT JOIN "user" AS u ON u.id = users.user_id
 UNION ALL
 SELECT 2, zones.zone_id, z.zone_name, z.created_at, z.updated_at, z.x1, z.y1, z.x2, z.y2, z.x3, z.y3, z.x4, z.y4,
-    NULL, NULL, NULL, z.zone_id IS NOT NULL
+    NULL, NULL, NULL, z.zone_id IS NOT NULL, NULL
 FROM zones LEFT JOIN working_zone AS z ON z.zone_id = zones.zone_id
 "#;
 
@@ -86,22 +91,61 @@ FROM zones LEFT JOIN working_zone AS z ON z.zone_id = zones.zone_id
 const CHANGED_IDS: &str = "
 SELECT ARRAY(
     SELECT DISTINCT global_id FROM directory_change
-    WHERE (xid >= $1::text::xid8 OR xid = ANY ($2::text[]::xid8[])) AND global_id IS NOT NULL ORDER BY global_id
+    WHERE (xid >= $1 OR xid = ANY ($2)) AND global_id IS NOT NULL ORDER BY global_id
 ), EXISTS (
     SELECT FROM directory_change
-    WHERE (xid >= $1::text::xid8 OR xid = ANY ($2::text[]::xid8[])) AND user_id IS NULL AND zone_id IS NULL
+    WHERE (xid >= $1 OR xid = ANY ($2)) AND user_id IS NULL AND zone_id IS NULL
 )
-FROM directory_epoch WHERE home = directory_home() AND born = $3 AND floor <= $4::text::xid8";
+FROM directory_epoch WHERE home = directory_home() AND born = $3 AND floor <= $4";
 
 pub struct Feed {
     endpoint: Endpoint,
     client: Client,
+    created_here: CreatedHere,
+    /// Until a transaction of theirs changed more than the users that it created.
+    trusts_created_here: AtomicBool,
     cluster: String,
     look: Statement,
     changes: Statement,
     changed_ids: Statement,
     limit: Duration,
     experience: Experience,
+}
+
+/// Users that this process created, by transaction, as the server answered them: the feed need not read them back,
+/// which is most of what following many writes costs. A help and no more: what is missing here is read.
+#[derive(Clone, Default)]
+pub struct CreatedHere {
+    newest: Arc<Mutex<VecDeque<Arc<Created>>>>,
+}
+
+/// All that one transaction did.
+pub struct Created {
+    /// In which it was numbered: elsewhere the same number is another transaction.
+    pub epoch: i64,
+    pub xid: u64,
+    pub users: Vec<Arc<User>>,
+}
+
+/// Each key of the log is compared with as many transactions.
+const CREATED_HERE: usize = 64;
+
+impl CreatedHere {
+    /// Once its commit is acknowledged, so that whoever asks from now on sees it.
+    pub fn record(&self, created: Created) {
+        let mut newest = self.newest.lock();
+        if newest.len() == CREATED_HERE {
+            newest.pop_front();
+        }
+        newest.push_back(Arc::new(created));
+    }
+
+    /// What is not visible at `cursor`; the others are not kept any longer.
+    fn since(&self, cursor: &Cursor) -> Vec<Arc<Created>> {
+        let mut newest = self.newest.lock();
+        newest.retain(|created| created.epoch == cursor.epoch && !cursor.contains(created.xid));
+        newest.iter().cloned().collect()
+    }
 }
 
 /// Whether to look first, or to ask for the changes at once. A look costs the server a tenth of the other
@@ -133,7 +177,7 @@ impl Experience {
 }
 
 impl Feed {
-    pub async fn open(endpoint: &Endpoint, limit: Duration) -> Result<Self, StoreError> {
+    pub async fn open(endpoint: &Endpoint, limit: Duration, created_here: CreatedHere) -> Result<Self, StoreError> {
         let client = endpoint.with_options(SESSION).connect().await?;
         let opening = async {
             client.execute("SELECT directory_ensure_epoch()", &[]).await?;
@@ -147,6 +191,8 @@ impl Feed {
         Ok(Self {
             endpoint: endpoint.clone(),
             client,
+            created_here,
+            trusts_created_here: AtomicBool::new(true),
             cluster,
             look,
             changes,
@@ -176,13 +222,16 @@ impl DirectoryFeed for Feed {
                     return Ok(Ok(Progress::Unchanged(cursor.clone())));
                 }
             }
-            let xip: Vec<String> = cursor.xip.iter().map(u64::to_string).collect();
-            let parameters: [&(dyn ToSql + Sync); 5] =
-                [&cursor.xmax.to_string(), &xip, &cursor.epoch, &MAX_KEYS, &self.cluster];
-            let asked_at = Instant::now();
-            let rows = self.client.query(&self.changes, &parameters).await?;
-            self.experience.record_trip(asked_at.elapsed());
-            let progress = progress_of(&rows, cursor)?;
+            let mut created = self.created_here_since(cursor);
+            let mut rows = self.ask_changes(cursor, &created).await?;
+            if has_more_of(&created, &rows, cursor)? {
+                // A trigger of somebody else's, most likely: it would do so again.
+                tracing::info!("creating users changes more than these users here, so they are read back from now on");
+                self.trusts_created_here.store(false, Ordering::Relaxed);
+                created.clear();
+                rows = self.ask_changes(cursor, &created).await?;
+            }
+            let progress = progress_of(&rows, cursor, &created)?;
             if let Ok(Progress::Unchanged(after) | Progress::Changed(Changes { cursor: after, .. })) = &progress {
                 self.experience.record_change(after != cursor);
             }
@@ -192,10 +241,9 @@ impl DirectoryFeed for Feed {
     }
 
     async fn changed_users_since(&self, cursor: &Cursor) -> Result<Option<Vec<i64>>, StoreError> {
-        let xip: Vec<String> = cursor.xip.iter().map(u64::to_string).collect();
+        let xip: Vec<Xid> = cursor.xip.iter().copied().map(Xid).collect();
         within(self.limit, "changed_users_since", async {
-            let parameters: [&(dyn ToSql + Sync); 4] =
-                [&cursor.xmax.to_string(), &xip, &cursor.epoch, &cursor.xmin.to_string()];
+            let parameters: [&(dyn ToSql + Sync); 4] = [&Xid(cursor.xmax), &xip, &cursor.epoch, &Xid(cursor.xmin)];
             let Some(row) = self.client.query_opt(&self.changed_ids, &parameters).await? else { return Ok(None) };
             let everything: bool = row.try_get(1)?;
             Ok(if everything { None } else { Some(row.try_get(0)?) })
@@ -204,8 +252,43 @@ impl DirectoryFeed for Feed {
     }
 }
 
-fn progress_of(rows: &[Row], before: &Cursor) -> Result<Result<Progress, StoreError>, tokio_postgres::Error> {
-    let Some(moment) = rows.iter().find(|row| matches!(row.try_get::<_, i32>(0), Ok(0))) else {
+impl Feed {
+    fn created_here_since(&self, cursor: &Cursor) -> Vec<Arc<Created>> {
+        if self.trusts_created_here.load(Ordering::Relaxed) { self.created_here.since(cursor) } else { Vec::new() }
+    }
+
+    async fn ask_changes(&self, cursor: &Cursor, created: &[Arc<Created>]) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let xip: Vec<Xid> = cursor.xip.iter().copied().map(Xid).collect();
+        let known: Vec<Xid> = created.iter().map(|created| Xid(created.xid)).collect();
+        let parameters: [&(dyn ToSql + Sync); 6] =
+            [&Xid(cursor.xmax), &xip, &cursor.epoch, &MAX_KEYS, &self.cluster, &known];
+        let asked_at = Instant::now();
+        let rows = self.client.query(&self.changes, &parameters).await?;
+        self.experience.record_trip(asked_at.elapsed());
+        Ok(rows)
+    }
+}
+
+fn find_moment(rows: &[Row]) -> Option<&Row> {
+    rows.iter().find(|row| matches!(row.try_get::<_, i32>(0), Ok(0)))
+}
+
+/// Whether the log has other keys of these transactions than the users that they created, one each. All of them are
+/// visible: they were acknowledged before the question.
+fn has_more_of(created: &[Arc<Created>], rows: &[Row], before: &Cursor) -> Result<bool, tokio_postgres::Error> {
+    let Some(moment) = find_moment(rows) else { return Ok(false) };
+    let (epoch, keys, known): (Option<i64>, i64, i64) = (moment.try_get(13)?, moment.try_get(14)?, moment.try_get(17)?);
+    let is_told = epoch == Some(before.epoch) && keys <= MAX_KEYS;
+    let users: usize = created.iter().map(|created| created.users.len()).sum();
+    Ok(is_told && usize::try_from(known) != Ok(users))
+}
+
+fn progress_of(
+    rows: &[Row],
+    before: &Cursor,
+    created: &[Arc<Created>],
+) -> Result<Result<Progress, StoreError>, tokio_postgres::Error> {
+    let Some(moment) = find_moment(rows) else {
         return Ok(Err(StoreError::corrupt(DEPENDENCY, "the change log answered without its moment")));
     };
     let epoch: Option<i64> = moment.try_get(13)?;
@@ -232,7 +315,9 @@ fn progress_of(rows: &[Row], before: &Cursor) -> Result<Result<Progress, StoreEr
     if keys == 0 {
         return Ok(Ok(Progress::Unchanged(cursor)));
     }
-    let mut global_ids: Vec<i64> = numbers.filter_map(|global_id| global_id.parse().ok()).collect();
+    let created = created.iter().flat_map(|created| &created.users);
+    let written = numbers.filter_map(|global_id| global_id.parse().ok());
+    let mut global_ids: Vec<i64> = written.chain(created.clone().map(|user| user.global_id)).collect();
     global_ids.sort_unstable();
     global_ids.dedup();
     let mut changes = Changes { cursor, users: Vec::new(), zones: Vec::new(), global_ids };
@@ -240,7 +325,7 @@ fn progress_of(rows: &[Row], before: &Cursor) -> Result<Result<Progress, StoreEr
         let present: bool = row.try_get(16)?;
         match row.try_get::<_, i32>(0)? {
             1 => {
-                let user = if present { Some(changed_user(row)?) } else { None };
+                let user = if present { Some(Arc::new(changed_user(row)?)) } else { None };
                 changes.users.push((row.try_get(13)?, user));
             }
             2 => {
@@ -251,6 +336,10 @@ fn progress_of(rows: &[Row], before: &Cursor) -> Result<Result<Progress, StoreEr
             _ => {}
         }
     }
+    // What was read is the row of now: whoever created it, somebody has changed it since.
+    let read: HashSet<i64> = changes.users.iter().map(|(id, _)| *id).collect();
+    let unread = created.filter(|user| !read.contains(&user.id));
+    changes.users.extend(unread.map(|user| (user.id, Some(user.clone()))));
     Ok(Ok(Progress::Changed(changes)))
 }
 
@@ -367,6 +456,23 @@ mod tests {
         assert!(experience.is_look_worth_its_trip());
         experience.record_change(true);
         assert!(!experience.is_look_worth_its_trip());
+    }
+
+    #[test]
+    fn what_was_created_here_is_known_until_it_is_seen_and_nowhere_else() {
+        let created_here = CreatedHere::default();
+        let record = |epoch, xid| created_here.record(Created { epoch, xid, users: Vec::new() });
+        let since =
+            |cursor: &Cursor| -> Vec<u64> { created_here.since(cursor).iter().map(|created| created.xid).collect() };
+        let cursor = parse_snapshot("10:20:10,14", 7).expect("a snapshot");
+        for (epoch, xid) in [(7, 9), (7, 10), (7, 12), (6, 14), (7, 14), (7, 20), (8, 21), (7, 22)] {
+            record(epoch, xid);
+        }
+        assert_eq!(since(&cursor), [10, 14, 20, 22]);
+        assert_eq!(since(&cursor), [10, 14, 20, 22], "asked again, because the answer was lost");
+        assert_eq!(since(&Cursor { epoch: 8, ..cursor.clone() }), [0; 0], "numbers of another server");
+        (0..100).for_each(|xid| record(7, 100 + xid));
+        assert_eq!(since(&cursor), (200 - CREATED_HERE as u64..200).collect::<Vec<_>>(), "the newest");
     }
 
     #[test]

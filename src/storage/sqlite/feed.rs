@@ -147,7 +147,7 @@ fn changes_since(connection: &Connection, cursor: &Cursor) -> rusqlite::Result<(
     let mut statement = transaction.prepare_cached(sql)?;
     for id in statement.query_map([at], |row| row.get(0))? {
         let id = id?;
-        changes.users.push((id, find_user(&transaction, id)?));
+        changes.users.push((id, find_user(&transaction, id)?.map(Arc::new)));
     }
     let sql = "SELECT DISTINCT zone_id FROM directory_change WHERE seq > ?1 AND zone_id IS NOT NULL";
     let mut statement = transaction.prepare_cached(sql)?;

@@ -264,7 +264,7 @@ impl DirectoryFeed for LogFeed {
         let seq = u64::try_from(rows[0].get::<_, i64>(0)).expect("a sequence");
         let cursor = Cursor { epoch: 1, xmin: seq, xmax: seq, xip: Vec::new() };
         let changed = rows.iter().filter_map(|row| row.get::<_, Option<i64>>(1).map(|id| (id, row)));
-        let users: Vec<(i64, Option<User>)> = changed
+        let users: Vec<(i64, Option<Arc<User>>)> = changed
             .map(|(id, row)| {
                 let user = row.get::<_, Option<i64>>(2).map(|global_id| User {
                     id,
@@ -274,7 +274,7 @@ impl DirectoryFeed for LogFeed {
                     created_at: Timestamp::from_micros(0),
                     updated_at: None,
                 });
-                (id, user)
+                (id, user.map(Arc::new))
             })
             .collect();
         if users.is_empty() {

@@ -10,13 +10,14 @@ use unified_backend::directory::{Command, Cursor, User, UserPatch, Zone, ZonePat
 use super::alerts::{alerts_of, text_alert};
 use super::{Store, create_user, new_zone, owned};
 use crate::support::app::eventually;
-use crate::support::backends::Database;
+use crate::support::backends::{Database, PostgresDatabase};
 use crate::{on_both_engines, require_backend};
 
 on_both_engines!(
     a_load_is_what_the_tables_hold,
     plain_sql_needs_only_the_keys_and_names,
     every_kind_of_change_is_seen_by_the_next_question,
+    users_that_are_changed_after_they_were_created_are_told_as_they_are_now,
     nothing_changed_is_told_as_such,
     a_table_emptied_at_a_stroke_is_loaded_again,
     more_changes_than_rows_worth_reading_are_loaded_again,
@@ -30,7 +31,7 @@ on_both_engines!(
 struct Copy {
     feed: Arc<dyn DirectoryFeed>,
     cursor: Cursor,
-    users: BTreeMap<i64, User>,
+    users: BTreeMap<i64, Arc<User>>,
     zones: BTreeMap<Arc<str>, Zone>,
 }
 
@@ -38,7 +39,7 @@ impl Copy {
     async fn load(store: &Store) -> Self {
         let feed = store.directory.open_feed().await.expect("a feed");
         let Loaded { cursor, users, zones } = feed.load().await.expect("everything");
-        let users = users.into_iter().map(|user| (user.id, user)).collect();
+        let users = users.into_iter().map(|user| (user.id, Arc::new(user))).collect();
         Self { feed, cursor, users, zones: zones.into_iter().map(|zone| (zone.zone_id.clone(), zone)).collect() }
     }
 
@@ -68,7 +69,12 @@ impl Copy {
         }
         let mut tables = self.feed.load().await.expect("everything");
         tables.users.sort_by_key(|user| user.id);
-        assert!(self.users.values().eq(&tables.users), "{what}: {:?}\n{:?}", self.users, tables.users);
+        assert!(
+            self.users.values().map(|user| &**user).eq(&tables.users),
+            "{what}: {:?}\n{:?}",
+            self.users,
+            tables.users
+        );
         assert!(self.zones.values().eq(&tables.zones), "{what}: {:?}\n{:?}", self.zones, tables.zones);
         assert!(matches!(self.ask().await, Progress::Unchanged(_)), "{what}: told twice");
     }
@@ -159,6 +165,34 @@ async fn every_kind_of_change_is_seen_by_the_next_question(database: Database) {
         copy.follow(statement).await;
     }
     assert!(copy.users.is_empty() && copy.zones.is_empty());
+}
+
+async fn users_that_are_changed_after_they_were_created_are_told_as_they_are_now(database: Database) {
+    let store = Store::open(&database).await;
+    let mut copy = Copy::load(&store).await;
+    for global_id in 1..=8 {
+        store.create_user(global_id, &format!("user {global_id}"), &[]).await;
+    }
+    let statements = [
+        r#"UPDATE "user" SET name = 'renamed' WHERE global_id = 1"#,
+        r#"DELETE FROM "user" WHERE global_id = 2"#,
+        // Two that change places, and one that comes back as somebody else.
+        r#"UPDATE "user" SET global_id = 30 WHERE global_id = 3"#,
+        r#"UPDATE "user" SET global_id = 3 WHERE global_id = 4"#,
+        r#"UPDATE "user" SET global_id = 4 WHERE global_id = 30"#,
+        r#"DELETE FROM "user" WHERE global_id = 5"#,
+        r#"INSERT INTO "user" (global_id, name) VALUES (5, 'another')"#,
+        r#"INSERT INTO working_zone (zone_id, zone_name) VALUES ('a', 'A')"#,
+        r#"INSERT INTO user_zone_association (user_id, zone_id) SELECT id, 'a' FROM "user" WHERE global_id = 6"#,
+    ];
+    for statement in statements {
+        database.execute(statement).await;
+    }
+    copy.follow("at once").await;
+    for global_id in 9..=11 {
+        store.create_user(global_id, "at rest", &[]).await;
+    }
+    copy.follow("nobody changed these").await;
 }
 
 async fn nothing_changed_is_told_as_such(database: Database) {
@@ -314,6 +348,73 @@ async fn a_trimmed_log_says_that_it_cannot_tell(database: Database) {
     copy.follow("a change after the trim").await;
 }
 
+/// What a session did is counted when it ends, or once a second.
+async fn count_user_lookups(server: &PostgresDatabase) -> i64 {
+    let sql = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'user_pkey'";
+    server.connect().await.query_one(sql, &[]).await.expect("the statistics").get(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_that_this_instance_created_are_not_read_back() {
+    let database = require_backend!(Database::postgres().await);
+    let Database::Postgres(server) = &database else { return };
+    let store = Store::open(&database).await;
+    let mut copy = Copy::load(&store).await;
+    let before = count_user_lookups(server).await;
+    for global_id in 1..=50 {
+        store.create_user(global_id, "someone", &[]).await;
+    }
+    match copy.ask().await {
+        Progress::Changed(changes) => {
+            assert_eq!((changes.users.len(), changes.global_ids), (50, (1..=50).collect()));
+            copy.cursor = changes.cursor;
+        }
+        other => panic!("{other:?}"),
+    }
+    // One that has to be read tells that the server has counted.
+    let mut asked = 0;
+    eventually("the server has counted", async || {
+        server.execute(r#"UPDATE "user" SET name = name || '.' WHERE global_id = 7"#).await;
+        assert!(matches!(copy.ask().await, Progress::Changed(changes) if changes.users.len() == 1));
+        asked += 1;
+        count_user_lookups(server).await > before
+    })
+    .await;
+    let lookups = count_user_lookups(server).await - before;
+    // The load may have looked somebody up too.
+    assert!(lookups < asked + 50, "{lookups} users were looked up for {asked} that changed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_a_creation_sets_off_in_the_database_is_told() {
+    for (what, body) in [
+        ("a first zone", "INSERT INTO user_zone_association (user_id, zone_id) VALUES (NEW.id, 'hall')"),
+        ("another name", r#"UPDATE "user" SET name = upper(name) WHERE id = NEW.id"#),
+        ("somebody else's name", r#"UPDATE "user" SET name = name || '.' WHERE global_id = 1"#),
+        ("nobody is left", r#"DELETE FROM "user" WHERE id = NEW.id"#),
+    ] {
+        let database = require_backend!(Database::postgres().await);
+        let Database::Postgres(server) = &database else { return };
+        let store = Store::open(&database).await;
+        store.create_zone("hall").await;
+        store.create_user(1, "Ada", &[]).await;
+        let trigger = format!(
+            r#"CREATE FUNCTION theirs() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body}; RETURN NULL; END $$;
+               CREATE TRIGGER theirs AFTER INSERT ON "user" FOR EACH ROW EXECUTE FUNCTION theirs()"#
+        );
+        server.execute(&trigger).await;
+        let mut copy = Copy::load(&store).await;
+        for global_id in 2..=4 {
+            store.create_user(global_id, "someone", &[]).await;
+            copy.follow(what).await;
+        }
+        for global_id in 5..=9 {
+            store.create_user(global_id, "someone", &[]).await;
+        }
+        copy.follow(what).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_reads_no_more_than_what_changed() {
     let database = require_backend!(Database::postgres().await);
@@ -333,6 +434,7 @@ async fn postgres_reads_no_more_than_what_changed() {
         let row = client.query_one(sql, &[]).await.expect("the statistics");
         (row.get(0), row.get(1))
     };
+    eventually("what the load read is counted", async || count().await.0 >= 5000).await;
     let mut asked = 0;
     let before = count().await;
     // A session tells what it read once a second.
