@@ -132,16 +132,13 @@ impl AnswerBody {
     }
 }
 
-/// JSON that is written already.
-pub fn json(pieces: Pieces) -> Answer {
-    let mut answer = Response::new(AnswerBody::Ready(pieces));
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    answer
-}
+pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// The same in one piece.
+/// JSON that is written already.
 pub fn json_of(body: impl Into<Bytes>) -> Answer {
-    json(Pieces::One(body.into()))
+    let mut answer = Response::new(AnswerBody::Ready(Pieces::One(body.into())));
+    answer.headers_mut().insert(header::CONTENT_TYPE, JSON);
+    answer
 }
 
 /// Writes a value as JSON, its fields in the order in which it names them.

@@ -19,7 +19,7 @@ use http_body_util::{BodyExt, Limited};
 use tower::ServiceExt;
 use tracing::{Instrument, Level};
 
-use super::answer::{Answer, AnswerBody, Pieces};
+use super::answer::{Answer, AnswerBody, JSON, Pieces};
 use super::error::{ApiError, ErrorBody, FailureCause, Fault};
 use super::routes::{Route, RouteTable};
 use super::taken::Taken;
@@ -290,7 +290,7 @@ fn elapsed_ms(took: Duration) -> u64 {
 
 fn write_error(answer: &mut Answer, error: &ErrorBody, id: &HeaderValue, is_head: bool) {
     let body = error.render(id.to_str().unwrap_or_default());
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer.headers_mut().insert(header::CONTENT_TYPE, JSON);
     answer.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     *answer.body_mut() = AnswerBody::Ready(Pieces::One(if is_head { Bytes::new() } else { body.into() }));
 }

@@ -3,13 +3,16 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use serde_json::json;
 
-use crate::require_backend;
 use crate::support::app::{Answer, TestApp, eventually};
 use crate::support::backends::Database;
 use crate::support::cluster::Cluster;
 use crate::support::proxy::{Network, Proxy};
+use crate::{on_both_engines, require_backend};
+
+on_both_engines!(what_a_constraint_refuses_costs_its_neighbours_nothing);
 
 /// Much longer than the deadline of a read (0.5 s here), much shorter than any pause of a client.
 const IN_TIME: Duration = Duration::from_secs(3);
@@ -359,22 +362,38 @@ fn audits(app: &TestApp, result: &str) -> u64 {
     app.state.metrics.directory_audits.with_label_values(&[result]).get()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_row_that_a_constraint_refuses_costs_its_neighbours_nothing() {
-    let database = require_backend!(Database::postgres().await);
+async fn what_a_constraint_refuses_costs_its_neighbours_nothing(database: Database) {
     let app = TestApp::start_ready(&database, &[]).await;
-    database.execute(r#"ALTER TABLE "user" ADD CHECK (global_id <> 17)"#).await;
+    let constraints = match &database {
+        Database::Postgres(_) => {
+            r#"ALTER TABLE "user" ADD CHECK (global_id <> 17);
+               ALTER TABLE user_zone_association ADD CHECK (zone_id <> 'closed')"#
+        }
+        // FAIL leaves what its statement did before.
+        Database::Sqlite(_) => {
+            r#"CREATE TRIGGER no_17 AFTER INSERT ON "user" WHEN NEW.global_id = 17
+               BEGIN SELECT RAISE(FAIL, 'no 17'); END;
+               CREATE TRIGGER closed BEFORE INSERT ON user_zone_association WHEN NEW.zone_id = 'closed'
+               BEGIN SELECT RAISE(ABORT, 'closed'); END"#
+        }
+    };
+    database.execute(constraints).await;
+    database.execute("INSERT INTO working_zone (zone_id, zone_name) VALUES ('closed', 'Closed')").await;
     // Together and twice each: they end up in a few groups.
-    let creating = (0..100_i64).map(|number| create_user(&app, number / 2));
+    let creating = (0..100_i64).map(|number| match number / 2 {
+        18 => app.post("/users", json!({ "global_id": 18, "name": "person 18", "zone_ids": ["closed"] })).boxed(),
+        global_id => create_user(&app, global_id).boxed(),
+    });
     let mut statuses = std::collections::BTreeMap::<i64, Vec<u16>>::new();
     for (number, answer) in (0_i64..).zip(futures_util::future::join_all(creating).await) {
         statuses.entry(number / 2).or_default().push(answer.status.as_u16());
     }
     for (global_id, mut both) in statuses {
         both.sort_unstable();
-        assert_eq!(both, if global_id == 17 { [503, 503] } else { [200, 400] }, "global_id {global_id}");
+        let is_refused = [17, 18].contains(&global_id);
+        assert_eq!(both, if is_refused { [503, 503] } else { [200, 400] }, "global_id {global_id}");
     }
-    assert_eq!(app.get("/users-dict").await.expect(200).as_object().map(serde_json::Map::len), Some(49));
+    assert_eq!(app.get("/users-dict").await.expect(200).as_object().map(serde_json::Map::len), Some(48));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

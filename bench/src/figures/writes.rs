@@ -1,7 +1,7 @@
 //! P4: `POST /users`, each a transaction of its own that is durable when it is answered. Against
 //! `pgbench -M prepared` doing the same insert into the same tables, which is what PostgreSQL gives to
-//! clients that do not share transactions. Two more show what is left to win: the bare HTTP library that stores nothing,
-//! and PostgreSQL alone with rows that come in groups of as many as there are clients.
+//! clients that do not share transactions. Three more show what is left to win: the bare HTTP library that stores nothing,
+//! and each engine alone with rows that come in groups of as many as there are clients.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::process::Command;
 
 use crate::Bench;
@@ -18,7 +19,7 @@ use crate::load::{self, Connection, Load, Requests, get, send_json};
 use crate::measure::limit_of;
 use crate::process::{Process, cpu_micros, waited_cpu_micros};
 use crate::report::Wanted::{AtLeast, AtMost};
-use crate::report::{median, ratio, short};
+use crate::report::{Report, median, ratio, short};
 
 const CLIENTS: usize = 32;
 const INSERT: &str = r#"INSERT INTO "user" (global_id, name) VALUES (nextval('bench_global_id'), 'Somebody New');"#;
@@ -30,6 +31,8 @@ const PEER: &str = "peer";
 const SQLITE: &str = "ours on SQLite";
 const LIMIT: &str = "bare HTTP, nothing stored";
 const IN_GROUPS: &str = "pgbench, one client, 32 rows each";
+const SQLITE_IN_GROUPS: &str = "SQLite, one writer, 32 rows each";
+const NAMES: [&str; 8] = [OURS, PGBENCH, WITHOUT_LOG, PEER, SQLITE, LIMIT, IN_GROUPS, SQLITE_IN_GROUPS];
 
 /// One round: writes per second, p99 in ms, CPU per write in µs of all that take part but the load.
 type Round = (f64, f64, f64);
@@ -61,15 +64,15 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
         ON CONFLICT (global_id) DO NOTHING RETURNING id, global_id, name, created_at;"#
     );
     let in_groups = Pgbench::prepare(bench, &insert_group, 1, CLIENTS).await?;
+    let sqlite_in_groups = SqliteInGroups::prepare(bench).await?;
     let user = send_json("POST", "/users", r#"{"global_id":999999,"name":"Somebody New"}"#);
     let (limit, _) = limit_of(bench.directory.path(), "created", &sqlite, &user).await?;
 
-    let names = [OURS, PGBENCH, WITHOUT_LOG, PEER, SQLITE, LIMIT, IN_GROUPS];
     let requests = [new_users(), new_users(), new_users()];
-    let mut rounds: [Vec<Round>; 7] = Default::default();
+    let mut rounds: [Vec<Round>; NAMES.len()] = Default::default();
     for round in 0..=bench.rounds() {
         let mut results = Vec::new();
-        for name in names {
+        for name in NAMES {
             bench.report.doing(format!("writes: {name}, round {round} of {}", bench.rounds()));
             results.push(match name {
                 OURS => post(&ours, &requests[0], CLIENTS, duration, Some(server)).await?,
@@ -78,6 +81,7 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
                 SQLITE => post(&sqlite, &requests[2], CLIENTS, duration, None).await?,
                 LIMIT => post(&limit, &requests[2], CLIENTS, duration, None).await?,
                 IN_GROUPS => in_groups.run(duration, server).await?,
+                SQLITE_IN_GROUPS => sqlite_in_groups.run(duration).await?,
                 _ => without_log.run(duration, server).await?,
             });
         }
@@ -87,17 +91,25 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
         }
     }
     let over = |rounds: &[Round], value: fn(&Round) -> f64| median(rounds.iter().map(value));
-    let results: Vec<Round> = rounds
-        .iter()
-        .map(|rounds| (over(rounds, |round| round.0), over(rounds, |round| round.1), over(rounds, |round| round.2)))
-        .collect();
-    let [ours_result, pgbench_result, without_result, _, sqlite_result, limit_result, groups_result] =
-        results.as_slice()
-    else {
-        return Ok(());
-    };
-    let report = &mut bench.report;
-    for (name, (rate, p99, cpu)) in names.iter().zip(&results) {
+    let results = rounds
+        .map(|rounds| (over(&rounds, |round| round.0), over(&rounds, |round| round.1), over(&rounds, |round| round.2)));
+    tell(&mut bench.report, &results);
+    verify(&ours, &databases[0]).await?;
+    single(bench, &ours, &requests[0], &databases[0]).await
+}
+
+fn tell(report: &mut Report, results: &[Round; NAMES.len()]) {
+    let [
+        ours_result,
+        pgbench_result,
+        without_result,
+        _,
+        sqlite_result,
+        limit_result,
+        groups_result,
+        sqlite_groups_result,
+    ] = results;
+    for (name, (rate, p99, cpu)) in NAMES.iter().zip(results) {
         report.figure(&format!("writes.{name}.rate"), *rate, "1/s");
         report.figure(&format!("writes.{name}.p99"), *p99, "ms");
         report.figure(&format!("writes.{name}.cpu"), *cpu, "us/write");
@@ -112,13 +124,14 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
         vec![(*name).to_owned(), short(*rate), ratio(rate / pgbench_result.0), p99, short(*cpu)]
     };
     let columns = ["who", "writes/s", "× pgbench", "p99 ms", "total CPU µs/write"];
-    let mut rows: Vec<_> = names.iter().zip(&results).map(row).collect();
+    let mut rows: Vec<_> = NAMES.iter().zip(results).map(row).collect();
     // A service that costs nothing, and whose clients are all answered before the next group begins.
-    let in_turn = 1.0 / (1.0 / limit_result.0 + 1.0 / groups_result.0);
-    rows.push(row((&"the last two in turn", &(in_turn, f64::NAN, limit_result.2 + groups_result.2))));
+    for (name, groups) in [("PostgreSQL", groups_result), ("SQLite", sqlite_groups_result)] {
+        let in_turn = 1.0 / (1.0 / limit_result.0 + 1.0 / groups.0);
+        let name = format!("bare HTTP and {name} in groups, in turn");
+        rows.push(row((&&*name, &(in_turn, f64::NAN, limit_result.2 + groups.2))));
+    }
     report.table(&format!("writes, {CLIENTS} clients"), &columns, &rows);
-    verify(&ours, &databases[0]).await?;
-    single(bench, &ours, &requests[0], &databases[0]).await
 }
 
 /// Everything that was answered is there, and the dict shows it.
@@ -184,6 +197,48 @@ impl Pgbench {
         let rows_each = self.rows_each as f64;
         Ok((rate * rows_each, f64::NAN, (cpu()? - before) / transactions / rows_each))
     }
+}
+
+/// One thread that does nothing but insert and commit, in a file like ours and as durable.
+struct SqliteInGroups {
+    file: PathBuf,
+    next_global_id: Arc<AtomicI64>,
+}
+
+impl SqliteInGroups {
+    async fn prepare(bench: &Bench) -> anyhow::Result<Self> {
+        let file = bench.directory.path().join("groups.db");
+        // The service makes the tables.
+        drop(bench.service(&[("DATABASE_URL", &format!("sqlite:{}", file.display()))]).await?);
+        Ok(Self { file, next_global_id: Arc::new(AtomicI64::new(1)) })
+    }
+
+    async fn run(&self, duration: Duration) -> anyhow::Result<Round> {
+        let (file, next_global_id) = (self.file.clone(), self.next_global_id.clone());
+        tokio::task::spawn_blocking(move || {
+            let mut connection = rusqlite::Connection::open(file)?;
+            connection.pragma_update(None, "synchronous", "FULL")?;
+            connection.pragma_update(None, "foreign_keys", true)?;
+            let (begun_at, cpu_before, mut rows) = (Instant::now(), thread_cpu(), 0_u32);
+            while begun_at.elapsed() < duration {
+                let transaction = connection.transaction()?;
+                for _ in 0..CLIENTS {
+                    let sql = r#"INSERT INTO "user" (global_id, name) VALUES (?1, 'Somebody New')"#;
+                    let global_id = next_global_id.fetch_add(1, Ordering::Relaxed);
+                    rows += u32::try_from(transaction.prepare_cached(sql)?.execute([global_id])?)?;
+                }
+                transaction.commit()?;
+            }
+            let cpu = thread_cpu() - cpu_before;
+            let rows = f64::from(rows);
+            Ok((rows / begun_at.elapsed().as_secs_f64(), f64::NAN, cpu.as_secs_f64() * 1e6 / rows))
+        })
+        .await?
+    }
+}
+
+fn thread_cpu() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
 fn find_pgbench() -> Option<PathBuf> {

@@ -17,7 +17,7 @@ use super::calls::{Asked, Call, USERS_WRITTEN_INLINE};
 use crate::directory::dict::DictBody;
 use crate::directory::sync::FreshGuard;
 use crate::directory::{Cursor, DictDelta, Directory, Snapshot};
-use crate::http::answer::{Answer, AnswerBody, Pieces, json, json_of, to_json};
+use crate::http::answer::{Answer, AnswerBody, JSON, Pieces, json_of, to_json};
 use crate::http::compute;
 use crate::http::error::ApiError;
 use crate::http::extract::Query;
@@ -77,17 +77,16 @@ const GZIP: Option<HeaderValue> = Some(HeaderValue::from_static("gzip"));
 
 /// Without a body: 304.
 fn dict_answer(snapshot: &Snapshot, body: Option<&DictBody>, encoding: Option<HeaderValue>) -> Answer {
-    let mut answer = match body {
-        Some(body) => json(pieces(body)),
-        None => {
-            let mut answer = Answer::new(AnswerBody::Ready(Pieces::One(Bytes::new())));
-            *answer.status_mut() = StatusCode::NOT_MODIFIED;
-            answer
-        }
-    };
+    let mut answer = Answer::new(AnswerBody::Ready(body.map_or(Pieces::One(Bytes::new()), pieces)));
+    if body.is_none() {
+        *answer.status_mut() = StatusCode::NOT_MODIFIED;
+    }
     let headers = answer.headers_mut();
     // For all that follow, and the request's id: a map that grows is built anew.
-    headers.reserve(5 + usize::from(encoding.is_some()));
+    headers.reserve(5 + usize::from(body.is_some()) + usize::from(encoding.is_some()));
+    if body.is_some() {
+        headers.insert(header::CONTENT_TYPE, JSON);
+    }
     headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     if let Some(encoding) = encoding {

@@ -132,22 +132,14 @@ impl Rounds {
 
     /// Answers every waiting round through `number`.
     pub fn answer_through(&self, number: u64, answer: impl Fn() -> Answer) {
-        {
+        let answered: Vec<Taken> = {
             let mut state = self.state.lock();
             let waiting = state.readers + state.taken.iter().map(|taken| taken.readers).sum::<usize>();
             state.usual_readers = (state.usual_readers - state.usual_readers / PARTS).max(waiting * PARTS);
-        }
-        loop {
-            let round = {
-                let mut state = self.state.lock();
-                match state.taken.front() {
-                    Some(taken) if taken.round.number <= number => state.taken.pop_front(),
-                    _ => None,
-                }
-            };
-            let Some(Taken { round, .. }) = round else { return };
-            round.tell(answer());
-        }
+            let count = state.taken.partition_point(|taken| taken.round.number <= number);
+            state.taken.drain(..count).collect()
+        };
+        answered.iter().for_each(|taken| taken.round.tell(answer()));
     }
 
     /// When the longest-waiting reader runs out of patience. `outage_since`: nobody waits longer than

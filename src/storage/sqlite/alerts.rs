@@ -42,7 +42,7 @@ impl AlertLog for SqliteAlertLog {
         let (limit, max_bytes) = (query.limit as usize, query.max_bytes);
         let work = move |connection: &Opened| {
             let mut statement = connection.prepare_cached(&sql)?;
-            let mut rows = statement.query(params_from_iter(parameters))?;
+            let mut rows = statement.query(params_from_iter(&parameters))?;
             let (mut page, mut bytes) = (AlertPage::default(), 0);
             while let Some(row) = rows.next()? {
                 let more = codec::text(row, 9)?.len();

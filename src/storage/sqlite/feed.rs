@@ -71,7 +71,7 @@ impl DirectoryFeed for Feed {
             let view = View { connection: connection.serial, data_version };
             let mut seen = seen.lock();
             if seen.is_some_and(|seen| seen.view == view && cursor_at(seen.epoch, seen.last) == cursor) {
-                return Ok(Progress::Unchanged(cursor));
+                return Ok(Progress::Unchanged(cursor.clone()));
             }
             let (progress, end) = changes_since(connection, &cursor)?;
             *seen = Some(Seen { view, epoch: end.epoch, last: end.last });

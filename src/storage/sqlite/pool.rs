@@ -130,7 +130,7 @@ impl Pool {
     pub async fn read<T, W>(&self, operation: &'static str, work: W) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        W: FnOnce(&Opened) -> Result<T, WorkError> + Send + 'static,
+        W: Fn(&Opened) -> Result<T, WorkError> + Send + 'static,
     {
         self.run(&self.reads, operation, work).await
     }
@@ -140,7 +140,7 @@ impl Pool {
     pub async fn write<T, W>(&self, operation: &'static str, work: W) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        W: FnOnce(&Opened) -> Result<T, WorkError> + Send + 'static,
+        W: Fn(&Opened) -> Result<T, WorkError> + Send + 'static,
     {
         self.run(&self.writes, operation, work).await
     }
@@ -148,7 +148,7 @@ impl Pool {
     async fn run<T, W>(&self, queue: &Queue, operation: &'static str, work: W) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        W: FnOnce(&Opened) -> Result<T, WorkError> + Send + 'static,
+        W: Fn(&Opened) -> Result<T, WorkError> + Send + 'static,
     {
         self.check_obstacle()?;
         let begun_at = Instant::now();
@@ -238,11 +238,11 @@ impl Queue {
     pub async fn ask<T, W>(&self, operation: &'static str, limit: Duration, work: W) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        W: FnOnce(&Opened) -> Result<T, WorkError> + Send + 'static,
+        W: Fn(&Opened) -> Result<T, WorkError> + Send + 'static,
     {
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let (reply, answer) = oneshot::channel();
-        let errand = Box::new(Errand { operation, limit_ms, work: Some(work), result: None, reply });
+        let errand = Box::new(Errand { operation, limit_ms, work, result: None, reply });
         let is_sent = self.sender.lock().as_ref().is_some_and(|sender| sender.send(errand).is_ok());
         if !is_sent {
             return Err(StoreError::unavailable_because(DEPENDENCY, "it is closed, the service is stopping"));
@@ -262,7 +262,7 @@ impl Queue {
 /// A unit of work of whatever result.
 trait Unit: Send {
     fn is_awaited(&self) -> bool;
-    /// Whether it ended well.
+    /// Whether it ended well. What it did may be undone and it carried out again.
     fn carry_out(&mut self, connection: &Opened) -> bool;
     /// Why it did not.
     fn find_failure(&self) -> Option<StoreError>;
@@ -273,7 +273,7 @@ trait Unit: Send {
 struct Errand<T, W> {
     operation: &'static str,
     limit_ms: u64,
-    work: Option<W>,
+    work: W,
     result: Option<Result<T, StoreError>>,
     reply: oneshot::Sender<Result<T, StoreError>>,
 }
@@ -281,15 +281,14 @@ struct Errand<T, W> {
 impl<T, W> Unit for Errand<T, W>
 where
     T: Send,
-    W: FnOnce(&Opened) -> Result<T, WorkError> + Send,
+    W: Fn(&Opened) -> Result<T, WorkError> + Send,
 {
     fn is_awaited(&self) -> bool {
         !self.reply.is_closed()
     }
 
     fn carry_out(&mut self, connection: &Opened) -> bool {
-        let Some(work) = self.work.take() else { return true };
-        let result = work(connection).map_err(|error| match error {
+        let result = (self.work)(connection).map_err(|error| match error {
             WorkError::Driver(error) => translate(self.operation, self.limit_ms, error),
             WorkError::Store(error) => error,
         });
@@ -352,15 +351,27 @@ fn write_groups(mut session: Session, arrivals: Arrivals, write_failure: &Mutex<
     }
 }
 
-/// One transaction; each unit has a savepoint, so that the failure of one does not undo the others. One
-/// that is alone needs none, which spares a large append the copies that a savepoint keeps.
+/// One transaction, in which the failure of one unit does not undo the others. A savepoint for each would do that, but costs
+/// as much as a short unit, and a copy of every page that is written after it. So all are carried out without,
+/// and again with savepoints where one of them failed.
 fn commit_group(session: &mut Session, group: &mut [Box<dyn Unit>]) -> Result<(), StoreError> {
     let connection = session.connection()?;
     execute(connection, "BEGIN IMMEDIATE")?;
-    if let [unit] = group {
-        let ended_well = carry_out(connection, unit)?;
-        return execute(connection, if ended_well { "COMMIT" } else { "ROLLBACK" });
+    let mut all_ended_well = true;
+    for unit in group.iter_mut() {
+        all_ended_well = carry_out(connection, unit)?;
+        if !all_ended_well {
+            break;
+        }
     }
+    if all_ended_well {
+        return execute(connection, "COMMIT");
+    }
+    execute(connection, "ROLLBACK")?;
+    if group.len() == 1 {
+        return Ok(());
+    }
+    execute(connection, "BEGIN IMMEDIATE")?;
     for unit in group {
         execute(connection, "SAVEPOINT unit")?;
         if !carry_out(connection, unit)? {
