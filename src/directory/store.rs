@@ -86,6 +86,8 @@ pub enum ResetReason {
     Trimmed,
     /// A table was emptied at a stroke, or so much changed that loading is cheaper.
     Bulk,
+    /// The log lacks a change that is known to have been made.
+    Incomplete,
 }
 
 impl ResetReason {
@@ -94,6 +96,7 @@ impl ResetReason {
             Self::Epoch => "epoch",
             Self::Trimmed => "trimmed",
             Self::Bulk => "bulk",
+            Self::Incomplete => "incomplete",
         }
     }
 }

@@ -199,7 +199,7 @@ impl Pgbench {
     }
 }
 
-/// One thread that does nothing but insert and commit, in a file like ours and as durable.
+/// One thread that does nothing but insert and commit, in a file like ours, with our settings and as durable.
 struct SqliteInGroups {
     file: PathBuf,
     next_global_id: Arc<AtomicI64>,
@@ -219,6 +219,8 @@ impl SqliteInGroups {
             let mut connection = rusqlite::Connection::open(file)?;
             connection.pragma_update(None, "synchronous", "FULL")?;
             connection.pragma_update(None, "foreign_keys", true)?;
+            connection.pragma_update(None, "cache_size", -64 * 1024)?;
+            connection.pragma_update(None, "wal_autocheckpoint", 4_000)?;
             let (begun_at, cpu_before, mut rows) = (Instant::now(), thread_cpu(), 0_u32);
             while begun_at.elapsed() < duration {
                 let transaction = connection.transaction()?;

@@ -11,7 +11,7 @@ const SERVER_EPOCH_MICROS: i64 = 946_684_800_000_000;
 #[derive(Debug, Clone, Copy)]
 pub struct Time(pub Timestamp);
 
-/// Of a transaction: 64 bits, so it never begins anew within a cluster.
+/// The number of a transaction. It may come a second time after a crash, in another epoch.
 #[derive(Debug, Clone, Copy)]
 pub struct Xid(pub u64);
 

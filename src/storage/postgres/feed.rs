@@ -1,6 +1,8 @@
 //! `DirectoryFeed` over one pipelined connection: what became visible after a snapshot, from the
-//! change log, together with the rows as they are now, in one statement and so at one moment.
+//! change log, together with the rows as they are now, in one statement and so at one moment. Users that this process
+//! created itself are only counted there (decision 2).
 
+use std::cmp;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,7 +44,7 @@ const CLUSTER: &str = "SELECT system_identifier::text FROM pg_control_system()";
 /// $1: the cursor's xmax, $2: its running transactions, $3: its epoch, $4: `MAX_KEYS`, $5: `CLUSTER`,
 /// $6: transactions of [`CreatedHere`], whose keys are only counted.
 /// The first row (kind 0) is the moment itself, with the floor and the written global ids where others
-/// have their zones, and that count; users are kind 1, zones kind 2. All of it is one
+/// have their zones, and these counts; users are kind 1, zones kind 2. All of it is one
 /// statement, so it has one snapshot, the one that `pg_current_snapshot()` names.
 /// Most users that change a lot have no zones: to sort none of them costs more than to see that there is none.
 /// Not `EXISTS`, which the planner may answer by reading all assignments into memory first.
@@ -56,7 +58,10 @@ WITH epoch AS (
     WHERE (xid >= $1 OR xid = ANY ($2)) AND (SELECT born FROM epoch) = $3
     LIMIT $4::bigint + 1
 ), size AS MATERIALIZED (
-    SELECT count(*) AS keys, count(*) FILTER (WHERE known) AS known FROM log
+    SELECT count(*) AS keys,
+        count(*) FILTER (WHERE known AND user_id IS NOT NULL AND global_id IS NOT NULL) AS known_users,
+        count(*) FILTER (WHERE known AND (user_id IS NULL OR global_id IS NULL)) AS known_others
+    FROM log
 ), users AS (
     SELECT DISTINCT user_id FROM log
     WHERE NOT known AND user_id IS NOT NULL AND (SELECT keys FROM size) <= $4::bigint
@@ -72,18 +77,18 @@ SELECT 0 AS kind, pg_current_snapshot()::text AS key, NULL AS name, NULL::timest
         WHERE NOT known AND global_id IS NOT NULL AND (SELECT keys FROM size) <= $4::bigint
     ) AS zone_ids,
     EXISTS (SELECT FROM log WHERE user_id IS NULL AND zone_id IS NULL) AS flag,
-    (SELECT known FROM size) AS known
+    (SELECT known_users FROM size) AS known_users, (SELECT known_others FROM size) AS known_others
 UNION ALL
 SELECT 1, NULL, u.name, u.created_at, u.updated_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
     users.user_id, u.global_id,
     CASE WHEN (SELECT true FROM user_zone_association AS a WHERE a.user_id = u.id LIMIT 1) THEN
         ARRAY(SELECT a.zone_id FROM user_zone_association AS a WHERE a.user_id = u.id ORDER BY a.position, a.zone_id)
     ELSE '{}' END,
-    u.id IS NOT NULL, NULL
+    u.id IS NOT NULL, NULL, NULL
 FROM users LEFT JOIN "user" AS u ON u.id = users.user_id
 UNION ALL
 SELECT 2, zones.zone_id, z.zone_name, z.created_at, z.updated_at, z.x1, z.y1, z.x2, z.y2, z.x3, z.y3, z.x4, z.y4,
-    NULL, NULL, NULL, z.zone_id IS NOT NULL, NULL
+    NULL, NULL, NULL, z.zone_id IS NOT NULL, NULL, NULL
 FROM zones LEFT JOIN working_zone AS z ON z.zone_id = zones.zone_id
 "#;
 
@@ -102,8 +107,6 @@ pub struct Feed {
     endpoint: Endpoint,
     client: Client,
     created_here: CreatedHere,
-    /// Until a transaction of theirs changed more than the users that it created.
-    trusts_created_here: AtomicBool,
     cluster: String,
     look: Statement,
     changes: Statement,
@@ -114,9 +117,10 @@ pub struct Feed {
 
 /// Users that this process created, by transaction, as the server answered them: the feed need not read them back,
 /// which is most of what following many writes costs. A help and no more: what is missing here is read.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct CreatedHere {
-    newest: Arc<Mutex<VecDeque<Arc<Created>>>>,
+    /// `None`: given up.
+    newest: Arc<Mutex<Option<VecDeque<Arc<Created>>>>>,
 }
 
 /// All that one transaction did.
@@ -130,21 +134,34 @@ pub struct Created {
 /// Each key of the log is compared with as many transactions.
 const CREATED_HERE: usize = 64;
 
+impl Default for CreatedHere {
+    fn default() -> Self {
+        Self { newest: Arc::new(Mutex::new(Some(VecDeque::new()))) }
+    }
+}
+
 impl CreatedHere {
     /// Once its commit is acknowledged, so that whoever asks from now on sees it.
     pub fn record(&self, created: Created) {
-        let mut newest = self.newest.lock();
-        if newest.len() == CREATED_HERE {
-            newest.pop_front();
+        if let Some(newest) = &mut *self.newest.lock() {
+            if newest.len() == CREATED_HERE {
+                newest.pop_front();
+            }
+            newest.push_back(Arc::new(created));
         }
-        newest.push_back(Arc::new(created));
     }
 
     /// What is not visible at `cursor`; the others are not kept any longer.
     fn since(&self, cursor: &Cursor) -> Vec<Arc<Created>> {
         let mut newest = self.newest.lock();
+        let Some(newest) = &mut *newest else { return Vec::new() };
         newest.retain(|created| created.epoch == cursor.epoch && !cursor.contains(created.xid));
         newest.iter().cloned().collect()
+    }
+
+    /// From now on everything is read.
+    fn give_up(&self) {
+        *self.newest.lock() = None;
     }
 }
 
@@ -192,7 +209,6 @@ impl Feed {
             endpoint: endpoint.clone(),
             client,
             created_here,
-            trusts_created_here: AtomicBool::new(true),
             cluster,
             look,
             changes,
@@ -222,16 +238,30 @@ impl DirectoryFeed for Feed {
                     return Ok(Ok(Progress::Unchanged(cursor.clone())));
                 }
             }
-            let mut created = self.created_here_since(cursor);
-            let mut rows = self.ask_changes(cursor, &created).await?;
-            if has_more_of(&created, &rows, cursor)? {
-                // A trigger of somebody else's, most likely: it would do so again.
-                tracing::info!("creating users changes more than these users here, so they are read back from now on");
-                self.trusts_created_here.store(false, Ordering::Relaxed);
-                created.clear();
-                rows = self.ask_changes(cursor, &created).await?;
+            let created = self.created_here.since(cursor);
+            let rows = self.ask_changes(cursor, &created).await?;
+            let mut progress = progress_of(&rows, cursor, &created)?;
+            if let Ok(Progress::Unchanged(_) | Progress::Changed(_)) = &progress {
+                match known_keys(&rows, &created)? {
+                    KnownKeys::AsCreated => {}
+                    KnownKeys::More => {
+                        // A trigger of somebody else's, most likely: it would do so again.
+                        tracing::info!(
+                            "creating a user changes more than this user here, so users are read back from now on"
+                        );
+                        self.created_here.give_up();
+                        progress = progress_of(&self.ask_changes(cursor, &[]).await?, cursor, &[])?;
+                    }
+                    KnownKeys::Less => {
+                        tracing::warn!(
+                            "the change log lacks users that were created here (are its triggers enabled? run \
+                             `unified-backend doctor`); loading everything anew"
+                        );
+                        self.created_here.give_up();
+                        progress = Ok(Progress::Reset(ResetReason::Incomplete));
+                    }
+                }
             }
-            let progress = progress_of(&rows, cursor, &created)?;
             if let Ok(Progress::Unchanged(after) | Progress::Changed(Changes { cursor: after, .. })) = &progress {
                 self.experience.record_change(after != cursor);
             }
@@ -253,10 +283,6 @@ impl DirectoryFeed for Feed {
 }
 
 impl Feed {
-    fn created_here_since(&self, cursor: &Cursor) -> Vec<Arc<Created>> {
-        if self.trusts_created_here.load(Ordering::Relaxed) { self.created_here.since(cursor) } else { Vec::new() }
-    }
-
     async fn ask_changes(&self, cursor: &Cursor, created: &[Arc<Created>]) -> Result<Vec<Row>, tokio_postgres::Error> {
         let xip: Vec<Xid> = cursor.xip.iter().copied().map(Xid).collect();
         let known: Vec<Xid> = created.iter().map(|created| Xid(created.xid)).collect();
@@ -273,14 +299,24 @@ fn find_moment(rows: &[Row]) -> Option<&Row> {
     rows.iter().find(|row| matches!(row.try_get::<_, i32>(0), Ok(0)))
 }
 
-/// Whether the log has other keys of these transactions than the users that they created, one each. All of them are
-/// visible: they were acknowledged before the question.
-fn has_more_of(created: &[Arc<Created>], rows: &[Row], before: &Cursor) -> Result<bool, tokio_postgres::Error> {
-    let Some(moment) = find_moment(rows) else { return Ok(false) };
-    let (epoch, keys, known): (Option<i64>, i64, i64) = (moment.try_get(13)?, moment.try_get(14)?, moment.try_get(17)?);
-    let is_told = epoch == Some(before.epoch) && keys <= MAX_KEYS;
-    let users: usize = created.iter().map(|created| created.users.len()).sum();
-    Ok(is_told && usize::try_from(known) != Ok(users))
+/// What the log has of transactions that created users.
+enum KnownKeys {
+    /// Each of the users once.
+    AsCreated,
+    More,
+    Less,
+}
+
+/// All of these transactions are visible: they were acknowledged before the question.
+fn known_keys(rows: &[Row], created: &[Arc<Created>]) -> Result<KnownKeys, tokio_postgres::Error> {
+    let Some(moment) = find_moment(rows) else { return Ok(KnownKeys::AsCreated) };
+    let (users, others): (i64, i64) = (moment.try_get(17)?, moment.try_get(18)?);
+    let expected: usize = created.iter().map(|created| created.users.len()).sum();
+    Ok(match usize::try_from(users).unwrap_or_default().cmp(&expected) {
+        cmp::Ordering::Equal if others == 0 => KnownKeys::AsCreated,
+        cmp::Ordering::Less => KnownKeys::Less,
+        _ => KnownKeys::More,
+    })
 }
 
 fn progress_of(
@@ -473,6 +509,9 @@ mod tests {
         assert_eq!(since(&Cursor { epoch: 8, ..cursor.clone() }), [0; 0], "numbers of another server");
         (0..100).for_each(|xid| record(7, 100 + xid));
         assert_eq!(since(&cursor), (200 - CREATED_HERE as u64..200).collect::<Vec<_>>(), "the newest");
+        created_here.give_up();
+        record(7, 300);
+        assert_eq!(since(&cursor), [0; 0], "given up");
     }
 
     #[test]

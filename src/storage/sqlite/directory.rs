@@ -1,5 +1,5 @@
 //! `DirectoryStore` over SQL. Each command is one unit of work of the only writer, so what it looked up
-//! holds until its end; a refusal leaves nothing changed.
+//! holds until its end; refusals are decided before anything is changed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,6 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::codec;
 use super::connection::Opened;
-use super::error::is_not_unique;
 use super::feed::Feed;
 use super::pool::Pool;
 use crate::directory::geometry::check_polygon;
@@ -92,13 +91,13 @@ fn create_user(connection: &Connection, user: &NewUser) -> rusqlite::Result<Verd
     if !unknown.is_empty() {
         return Ok(Err(Refusal::UnknownZones { zone_ids: unknown }));
     }
+    // An INSERT that the unique index refuses would have written to the log before, and so cost a commit.
+    if exists(connection, r#"SELECT 1 FROM "user" WHERE global_id = ?1"#, params![user.global_id])? {
+        return Ok(Err(Refusal::UserExists { global_id: user.global_id }));
+    }
     let now = Timestamp::now();
     let sql = r#"INSERT INTO "user" (global_id, name, created_at) VALUES (?1, ?2, ?3)"#;
-    if let Err(error) = execute(connection, sql, params![user.global_id, user.name, now.as_micros()]) {
-        let sql = r#"SELECT 1 FROM "user" WHERE global_id = ?1"#;
-        let is_repeat = is_not_unique(&error) && exists(connection, sql, params![user.global_id])?;
-        return if is_repeat { Ok(Err(Refusal::UserExists { global_id: user.global_id })) } else { Err(error) };
-    }
+    execute(connection, sql, params![user.global_id, user.name, now.as_micros()])?;
     let id = connection.last_insert_rowid();
     if user.zone_ids.is_empty() {
         // As it stands there now, without looking.

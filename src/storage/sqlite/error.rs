@@ -1,16 +1,10 @@
 //! From the driver's errors to the ports' vocabulary, with what an operator can do about them.
 
 use rusqlite::ErrorCode;
-use rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE;
 
 use crate::store_error::{StoreError, describe};
 
 pub const DEPENDENCY: &str = "database";
-
-/// Whether a row would have repeated what is unique; its statement then changed nothing.
-pub fn is_not_unique(error: &rusqlite::Error) -> bool {
-    error.sqlite_error().is_some_and(|error| error.extended_code == SQLITE_CONSTRAINT_UNIQUE)
-}
 
 /// What an error of the driver means to a caller.
 pub fn translate(operation: &'static str, limit_ms: u64, error: rusqlite::Error) -> StoreError {

@@ -28,7 +28,7 @@ use crate::telemetry::metrics::Metrics;
 const GROUP: usize = 512;
 /// A group of these is not waited for any more: it is worth its commit.
 const ENOUGH: usize = 48;
-/// More readers than this only take turns at the page cache's locks.
+/// Reads are short, and what is asked for all day stands in memory: a few threads are enough.
 const READERS: std::ops::RangeInclusive<usize> = 2..=4;
 
 #[derive(Clone)]
@@ -136,7 +136,8 @@ impl Pool {
     }
 
     /// Runs a unit of work that writes; answers after it is durable. All of it happens, or nothing.
-    /// It is carried out even when nobody waits for its answer any more.
+    /// It is carried out even when nobody waits for its answer any more; and a second time, the first one undone, where
+    /// another unit of its group failed. Then it may have waited twice for a lock of another process.
     pub async fn write<T, W>(&self, operation: &'static str, work: W) -> Result<T, StoreError>
     where
         T: Send + 'static,

@@ -36,6 +36,17 @@ async fn a_second_service_is_refused_at_once_and_the_first_one_goes_on() {
     Store::open(&database).await.create_user(2, "Bob", &[]).await;
 }
 
+/// `.cargo/config.toml` sees to it.
+#[test]
+fn sqlite_takes_no_locks_of_the_whole_process() {
+    let connection = Connection::open_in_memory().expect("a database");
+    let mut statement = connection.prepare("PRAGMA compile_options").expect("a statement");
+    let options = statement.query_map([], |row| row.get::<_, String>(0)).expect("the options");
+    let options: Vec<String> = options.collect::<Result<_, _>>().expect("texts");
+    assert!(options.iter().any(|option| option == "DEFAULT_MEMSTATUS=0"), "{options:?}");
+    assert!(!options.iter().any(|option| option == "ENABLE_MEMORY_MANAGEMENT"), "{options:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_directory_of_the_file_is_made() {
     let directory = tempfile::tempdir().expect("a directory");
