@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderValue, Response, header};
+use axum::http::{HeaderName, HeaderValue, Response, header};
 use bytes::Buf;
 use hyper::body::{Body as _, Frame, SizeHint};
 use serde::Serialize;
@@ -132,6 +132,8 @@ impl AnswerBody {
     }
 }
 
+/// Every answer has one.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// JSON that is written already.

@@ -103,7 +103,7 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
             .allow_headers([
                 header::CONTENT_TYPE,
                 header::IF_NONE_MATCH,
-                HeaderName::from_static("x-request-id"),
+                answer::REQUEST_ID,
                 HeaderName::from_static("last-event-id"),
             ])
             .expose_headers(exposed.map(HeaderName::from_static))

@@ -19,7 +19,7 @@ use http_body_util::{BodyExt, Limited};
 use tower::ServiceExt;
 use tracing::{Instrument, Level};
 
-use super::answer::{Answer, AnswerBody, JSON, Pieces};
+use super::answer::{Answer, AnswerBody, JSON, Pieces, REQUEST_ID};
 use super::error::{ApiError, ErrorBody, FailureCause, Fault};
 use super::routes::{Route, RouteTable};
 use super::taken::Taken;
@@ -29,7 +29,6 @@ use crate::directory::routes::{Asked, Call, Parse};
 use crate::lifecycle::panic_text;
 use crate::telemetry::metrics::Metrics;
 
-const REQUEST_ID: &str = "x-request-id";
 /// A collector wants a span for each request, whatever the level of the log lines, which have the id
 /// themselves. Without one it would be made for nobody.
 const SPAN_LEVEL: Level = if cfg!(feature = "otlp") { Level::ERROR } else { Level::DEBUG };
