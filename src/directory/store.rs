@@ -80,14 +80,12 @@ pub struct Changes {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResetReason {
-    /// The database was restored, promoted, or recovered from a crash.
+    /// The database was restored, promoted, or recovered from a crash; or its log is known to lack something.
     Epoch,
     /// The log was trimmed past the cursor.
     Trimmed,
     /// A table was emptied at a stroke, or so much changed that loading is cheaper.
     Bulk,
-    /// The log lacks a change that is known to have been made.
-    Incomplete,
 }
 
 impl ResetReason {
@@ -96,7 +94,6 @@ impl ResetReason {
             Self::Epoch => "epoch",
             Self::Trimmed => "trimmed",
             Self::Bulk => "bulk",
-            Self::Incomplete => "incomplete",
         }
     }
 }

@@ -132,7 +132,7 @@ impl AnswerBody {
     }
 }
 
-/// Every answer has one.
+/// Set last, on every answer of the surface.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 

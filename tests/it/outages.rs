@@ -348,6 +348,23 @@ async fn a_trigger_that_somebody_disabled_is_found_by_the_audit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trigger_that_somebody_disabled_is_found_by_the_next_user_created_here() {
+    let database = require_backend!(Database::postgres().await);
+    let app = TestApp::start_ready(&database, &[]).await;
+    let other = TestApp::start_ready(&database, &[]).await;
+    create_user(&app, 1).await.expect(200);
+    let token = app.get("/users-dict").await.header("dict-version").to_owned();
+    database.execute(r#"ALTER TABLE "user" DISABLE TRIGGER directory_log_insert"#).await;
+    create_user(&app, 2).await.expect(200);
+    let dict = json!({ "1": "person 1", "2": "person 2" });
+    for app in [&app, &other] {
+        assert_eq!(app.get("/users-dict").await.expect(200), dict);
+        let delta = app.get(&format!("/users-dict?since={token}")).await.expect(200);
+        assert_eq!((delta["reset"].as_bool(), &delta["set"]), (Some(true), &dict));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_audit_of_a_healthy_directory_finds_nothing() {
     let database = require_backend!(Database::postgres().await);
     let app = TestApp::start_ready(&database, &[("DIRECTORY_AUDIT_INTERVAL_SECONDS", "0.1")]).await;

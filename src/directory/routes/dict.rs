@@ -115,9 +115,10 @@ fn pieces(body: &DictBody) -> Pieces {
 }
 
 fn insert(headers: &mut HeaderMap, name: HeaderName, value: Bytes) {
-    if let Ok(value) = HeaderValue::from_maybe_shared(value) {
-        headers.insert(name, value);
-    }
+    match HeaderValue::from_maybe_shared(value) {
+        Ok(value) => headers.insert(name, value),
+        Err(_) => headers.remove(name),
+    };
 }
 
 /// Weak comparison (RFC 9110, section 8.8.3.2) with a list of entity tags or `*`.

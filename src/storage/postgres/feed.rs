@@ -116,7 +116,7 @@ pub struct Feed {
 }
 
 /// Users that this process created, by transaction, as the server answered them: the feed need not read them back,
-/// which is most of what following many writes costs. A help and no more: what is missing here is read.
+/// which is most of what following many writes costs. What is missing here is read.
 #[derive(Clone)]
 pub struct CreatedHere {
     /// `None`: given up.
@@ -253,12 +253,14 @@ impl DirectoryFeed for Feed {
                         progress = progress_of(&self.ask_changes(cursor, &[]).await?, cursor, &[])?;
                     }
                     KnownKeys::Less => {
-                        tracing::warn!(
+                        // Before anything else: it is what others learn of it by, and also we, should this answer be lost.
+                        self.client.execute("SELECT directory_begin_epoch()", &[]).await?;
+                        tracing::error!(
                             "the change log lacks users that were created here (are its triggers enabled? run \
-                             `unified-backend doctor`); loading everything anew"
+                             `unified-backend doctor`); everything is loaded anew"
                         );
                         self.created_here.give_up();
-                        progress = Ok(Progress::Reset(ResetReason::Incomplete));
+                        progress = Ok(Progress::Reset(ResetReason::Epoch));
                     }
                 }
             }

@@ -91,6 +91,7 @@ async fn the_dict_has_one_entity_tag_everywhere(database: Database) {
         assert_eq!(answer.header("etag"), tag);
         assert_eq!((answer.header("vary"), answer.header("cache-control")), ("accept-encoding", "no-cache"));
         assert!(!answer.header("dict-version").is_empty() && answer.header("content-length").is_empty());
+        assert_eq!(answer.header("x-request-id").len(), 32);
     }
     for unknown in [empty.as_str(), "\"\"", "", "W/\"", "garbage"] {
         assert_eq!(fetch_dict(&app, &[("if-none-match", unknown)]).await.status.as_u16(), 200, "{unknown}");

@@ -429,8 +429,18 @@ async fn a_log_that_lacks_what_was_created_here_is_not_followed() {
         database.execute(r#"ALTER TABLE "user" DISABLE TRIGGER directory_log_insert"#).await;
         database.execute(other_trigger).await;
         let copy = Copy::load(&store).await;
+        let others = store.directory.open_feed().await.expect("a feed");
         store.create_user(1, "Ada", &[]).await;
-        assert!(matches!(copy.ask().await, Progress::Reset(ResetReason::Incomplete)));
+        assert!(matches!(copy.ask().await, Progress::Reset(ResetReason::Epoch)));
+        // Whoever else follows is told so too, and again until they have loaded.
+        for feed in [&copy.feed, &others] {
+            let again = feed.changes_since(&copy.cursor).await.expect("the feed answers");
+            assert!(matches!(again, Progress::Reset(ResetReason::Epoch)), "{again:?}");
+            assert_eq!(feed.changed_users_since(&copy.cursor).await.expect("the feed answers"), None);
+        }
+        let copy = Copy::load(&store).await;
+        store.create_user(3, "Cy", &[]).await;
+        assert!(!matches!(copy.ask().await, Progress::Reset(_)), "not everything is loaded for each user");
         database.execute(r#"ALTER TABLE "user" ENABLE ALWAYS TRIGGER directory_log_insert"#).await;
         let mut copy = Copy::load(&store).await;
         store.create_user(2, "Bob", &[]).await;
