@@ -58,9 +58,8 @@ WITH epoch AS (
     WHERE (xid >= $1 OR xid = ANY ($2)) AND (SELECT born FROM epoch) = $3
     LIMIT $4::bigint + 1
 ), size AS MATERIALIZED (
-    SELECT count(*) AS keys,
-        count(*) FILTER (WHERE known AND user_id IS NOT NULL AND global_id IS NOT NULL) AS known_users,
-        count(*) FILTER (WHERE known AND (user_id IS NULL OR global_id IS NULL)) AS known_others
+    SELECT count(*) AS keys, count(*) FILTER (WHERE known) AS known,
+        count(*) FILTER (WHERE known AND user_id IS NOT NULL AND global_id IS NOT NULL) AS known_users
     FROM log
 ), users AS (
     SELECT DISTINCT user_id FROM log
@@ -77,7 +76,7 @@ SELECT 0 AS kind, pg_current_snapshot()::text AS key, NULL AS name, NULL::timest
         WHERE NOT known AND global_id IS NOT NULL AND (SELECT keys FROM size) <= $4::bigint
     ) AS zone_ids,
     EXISTS (SELECT FROM log WHERE user_id IS NULL AND zone_id IS NULL) AS flag,
-    (SELECT known_users FROM size) AS known_users, (SELECT known_others FROM size) AS known_others
+    (SELECT known FROM size) AS known, (SELECT known_users FROM size) AS known_users
 UNION ALL
 SELECT 1, NULL, u.name, u.created_at, u.updated_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
     users.user_id, u.global_id,
@@ -132,7 +131,7 @@ pub struct Created {
 }
 
 /// Each key of the log is compared with as many transactions.
-const CREATED_HERE: usize = 64;
+const KNOWN_TRANSACTIONS: usize = 64;
 
 impl Default for CreatedHere {
     fn default() -> Self {
@@ -144,7 +143,7 @@ impl CreatedHere {
     /// Once its commit is acknowledged, so that whoever asks from now on sees it.
     pub fn record(&self, created: Created) {
         if let Some(newest) = &mut *self.newest.lock() {
-            if newest.len() == CREATED_HERE {
+            if newest.len() == KNOWN_TRANSACTIONS {
                 newest.pop_front();
             }
             newest.push_back(Arc::new(created));
@@ -241,28 +240,10 @@ impl DirectoryFeed for Feed {
             let created = self.created_here.since(cursor);
             let rows = self.ask_changes(cursor, &created).await?;
             let mut progress = progress_of(&rows, cursor, &created)?;
-            if let Ok(Progress::Unchanged(_) | Progress::Changed(_)) = &progress {
-                match known_keys(&rows, &created)? {
-                    KnownKeys::AsCreated => {}
-                    KnownKeys::More => {
-                        // A trigger of somebody else's, most likely: it would do so again.
-                        tracing::info!(
-                            "creating a user changes more than this user here, so users are read back from now on"
-                        );
-                        self.created_here.give_up();
-                        progress = progress_of(&self.ask_changes(cursor, &[]).await?, cursor, &[])?;
-                    }
-                    KnownKeys::Less => {
-                        // Before anything else: it is what others learn of it by, and also we, should this answer be lost.
-                        self.client.execute("SELECT directory_begin_epoch()", &[]).await?;
-                        tracing::error!(
-                            "the change log lacks users that were created here (are its triggers enabled? run \
-                             `unified-backend doctor`); everything is loaded anew"
-                        );
-                        self.created_here.give_up();
-                        progress = Ok(Progress::Reset(ResetReason::Epoch));
-                    }
-                }
+            if let Ok(Progress::Unchanged(_) | Progress::Changed(_)) = &progress
+                && let Some(mismatch) = find_mismatch(&rows, &created)?
+            {
+                progress = self.without_created_here(cursor, mismatch).await?;
             }
             if let Ok(Progress::Unchanged(after) | Progress::Changed(Changes { cursor: after, .. })) = &progress {
                 self.experience.record_change(after != cursor);
@@ -295,29 +276,52 @@ impl Feed {
         self.experience.record_trip(asked_at.elapsed());
         Ok(rows)
     }
+
+    async fn without_created_here(
+        &self,
+        cursor: &Cursor,
+        mismatch: Mismatch,
+    ) -> Result<Result<Progress, StoreError>, tokio_postgres::Error> {
+        match mismatch {
+            Mismatch::More => {
+                // A trigger of somebody else's, most likely: it would do so again.
+                tracing::info!("creating a user changes more than this user here, so users are read back from now on");
+                self.created_here.give_up();
+                progress_of(&self.ask_changes(cursor, &[]).await?, cursor, &[])
+            }
+            Mismatch::Less => {
+                // Before anything else: it is what others learn of it by, and also we, should this answer be lost.
+                self.client.execute("SELECT directory_begin_epoch()", &[]).await?;
+                tracing::error!(
+                    "the change log lacks users that were created here (are its triggers enabled? run \
+                     `unified-backend doctor`); everything is loaded anew"
+                );
+                self.created_here.give_up();
+                Ok(Ok(Progress::Reset(ResetReason::Epoch)))
+            }
+        }
+    }
 }
 
 fn find_moment(rows: &[Row]) -> Option<&Row> {
     rows.iter().find(|row| matches!(row.try_get::<_, i32>(0), Ok(0)))
 }
 
-/// What the log has of transactions that created users.
-enum KnownKeys {
-    /// Each of the users once.
-    AsCreated,
+/// What the log has of transactions that created users, where that is not each of the users once.
+enum Mismatch {
     More,
     Less,
 }
 
 /// All of these transactions are visible: they were acknowledged before the question.
-fn known_keys(rows: &[Row], created: &[Arc<Created>]) -> Result<KnownKeys, tokio_postgres::Error> {
-    let Some(moment) = find_moment(rows) else { return Ok(KnownKeys::AsCreated) };
-    let (users, others): (i64, i64) = (moment.try_get(17)?, moment.try_get(18)?);
+fn find_mismatch(rows: &[Row], created: &[Arc<Created>]) -> Result<Option<Mismatch>, tokio_postgres::Error> {
+    let Some(moment) = find_moment(rows) else { return Ok(None) };
+    let (keys, users): (i64, i64) = (moment.try_get(17)?, moment.try_get(18)?);
     let expected: usize = created.iter().map(|created| created.users.len()).sum();
     Ok(match usize::try_from(users).unwrap_or_default().cmp(&expected) {
-        cmp::Ordering::Equal if others == 0 => KnownKeys::AsCreated,
-        cmp::Ordering::Less => KnownKeys::Less,
-        _ => KnownKeys::More,
+        cmp::Ordering::Equal if keys == users => None,
+        cmp::Ordering::Less => Some(Mismatch::Less),
+        _ => Some(Mismatch::More),
     })
 }
 
@@ -510,7 +514,7 @@ mod tests {
         assert_eq!(since(&cursor), [10, 14, 20, 22], "asked again, because the answer was lost");
         assert_eq!(since(&Cursor { epoch: 8, ..cursor.clone() }), [0; 0], "numbers of another server");
         (0..100).for_each(|xid| record(7, 100 + xid));
-        assert_eq!(since(&cursor), (200 - CREATED_HERE as u64..200).collect::<Vec<_>>(), "the newest");
+        assert_eq!(since(&cursor), (200 - KNOWN_TRANSACTIONS as u64..200).collect::<Vec<_>>(), "the newest");
         created_here.give_up();
         record(7, 300);
         assert_eq!(since(&cursor), [0; 0], "given up");
